@@ -1,0 +1,1 @@
+"""The one contract: messages, methods, the client, and how answers are shown."""

@@ -1,0 +1,471 @@
+"""The messages of the one contract: what a client may ask a node, and what it answers.
+
+Frozen structs, maps on the wire: a field added later has a default, an unknown field is ignored. Times are nanoseconds since
+the Unix epoch, sizes are bytes. Only shapes live here; the meaning of values is checked where a request is served.
+"""
+
+from typing import Literal
+
+import msgspec
+
+Isolation = Literal["container"]
+Health = Literal["none", "starting", "healthy", "unhealthy"]
+Status = Literal["created", "starting", "running", "paused", "restarting", "stopping", "exited", "removing", "unknown"]
+MountKind = Literal["bind", "volume", "tmpfs"]
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
+    """Base of all messages."""
+
+
+class Empty(Message, frozen=True):
+    """Nothing to say."""
+
+
+# --- containers: the record -------------------------------------------------------------------------------------------
+
+
+class Mount(Message, frozen=True):
+    """A mount of a container. `destination` is absolute inside it."""
+
+    source: str
+    destination: str
+    kind: MountKind = "bind"
+    read_only: bool = False
+
+
+class Resources(Message, frozen=True):
+    """Limits; None means none."""
+
+    memory_bytes_max: int | None = None
+    cpus: float | None = None
+    pids_max: int | None = None
+    disk_bytes_max: int | None = None
+
+
+class Endpoint(Message, frozen=True):
+    """A container's place in a network. The addresses are set while it runs on a bridge network."""
+
+    network: str
+    """A network's name, or "none" or "host"."""
+    ip_address: str | None = None
+    prefix_length: int | None = None
+    gateway: str | None = None
+    mac_address: str | None = None
+    ports: dict[int, int] = {}
+    """Host port to container port."""
+
+
+class Container(Message, frozen=True):
+    """The record of one container (row R14): what was asked, and what is."""
+
+    id: str
+    name: str
+    created_at_ns: int
+    updated_at_ns: int
+    image: str
+    image_id: str
+    command: tuple[str, ...]
+    working_dir: str
+    user: str
+    hostname: str
+    env: dict[str, str] = {}
+    labels: dict[str, str] = {}
+    isolation: Isolation = "container"
+    terminal: bool = False
+    stdin_open: bool = False
+    auto_remove: bool = False
+    status: Status = "created"
+    pid: int | None = None
+    pid_started_ticks: int | None = None
+    supervisor_pid: int | None = None
+    supervisor_started_ticks: int | None = None
+    boot_id: str = ""
+    started_at_ns: int | None = None
+    finished_at_ns: int | None = None
+    exit_code: int | None = None
+    oom_killed: bool = False
+    error: str = ""
+    """Why it could not start or how it ended unusually; one line."""
+    restart_count: int = 0
+    health: Health = "none"
+    network: Endpoint
+    resources: Resources = Resources()
+    mounts: tuple[Mount, ...] = ()
+
+
+# --- containers: requests ---------------------------------------------------------------------------------------------
+
+
+class ContainerSpec(Message, frozen=True):
+    """What to create. Empty fields fall back to the image's."""
+
+    image: str
+    command: tuple[str, ...] = ()
+    name: str = ""
+    env: dict[str, str] = {}
+    labels: dict[str, str] = {}
+    working_dir: str = ""
+    user: str = ""
+    """NAME, UID, NAME:GROUP or UID:GID; names are looked up inside the image."""
+    hostname: str = ""
+    network: str = "bridge"
+    resources: Resources = Resources()
+    mounts: tuple[Mount, ...] = ()
+    terminal: bool = False
+    stdin_open: bool = False
+    auto_remove: bool = False
+
+
+class RunContainer(Message, frozen=True):
+    """Create and start. Attached: the stream carries its terminal until it ends; detached: the answer comes once it runs."""
+
+    spec: ContainerSpec
+    attach: bool = True
+    rows: int = 0
+    columns: int = 0
+    """The client's terminal size, 0 if unknown."""
+
+
+class StartContainer(Message, frozen=True):
+    """Start a created or exited container."""
+
+    name: str
+    attach: bool = False
+    rows: int = 0
+    columns: int = 0
+
+
+class ContainerName(Message, frozen=True):
+    """A container by name, id, or unambiguous beginning of its id."""
+
+    name: str
+
+
+class ListContainers(Message, frozen=True):
+    """Running ones, or all."""
+
+    all: bool = False
+
+
+class ContainerList(Message, frozen=True):
+    """Newest first."""
+
+    containers: tuple[Container, ...]
+
+
+class StopContainer(Message, frozen=True):
+    """SIGTERM, then SIGKILL after `timeout_s`."""
+
+    name: str
+    timeout_s: float = 10.0
+
+
+class KillContainer(Message, frozen=True):
+    """Send a signal to the first process."""
+
+    name: str
+    signal: int = 9
+
+
+class RemoveContainer(Message, frozen=True):
+    """Remove a container that is not running; with `force` it is killed first."""
+
+    name: str
+    force: bool = False
+
+
+class ExecContainer(Message, frozen=True):
+    """Run one more command inside a running container; its terminal is the stream."""
+
+    name: str
+    command: tuple[str, ...]
+    env: dict[str, str] = {}
+    working_dir: str = ""
+    user: str = ""
+    terminal: bool = False
+    stdin_open: bool = False
+    rows: int = 0
+    columns: int = 0
+
+
+class LogsRequest(Message, frozen=True):
+    """What a container wrote. `cursor` continues where an earlier answer ended, nothing lost and nothing doubled."""
+
+    name: str
+    follow: bool = False
+    tail: int | None = None
+    """The last so many lines, None for all."""
+    since_ns: int | None = None
+    timestamps: bool = False
+    cursor: int = 0
+
+
+class CommitContainer(Message, frozen=True):
+    """Make an image of a container's files."""
+
+    name: str
+    image: str
+
+
+# --- streams of attached commands and logs ----------------------------------------------------------------------------
+
+
+class Item(msgspec.Struct, frozen=True, tag_field="type"):
+    """Base of what travels in streams; "type" tells which."""
+
+
+class Stdin(Item, frozen=True, tag="stdin"):
+    """Bytes typed."""
+
+    data: bytes
+
+
+class StdinEnd(Item, frozen=True, tag="stdin_end"):
+    """No more input: the command's stdin is closed."""
+
+
+class Resize(Item, frozen=True, tag="resize"):
+    """The client's terminal has a new size."""
+
+    rows: int
+    columns: int
+
+
+class Signal(Item, frozen=True, tag="signal"):
+    """A signal for the command."""
+
+    number: int
+
+
+class Started(Item, frozen=True, tag="started"):
+    """The command runs."""
+
+    id: str
+    name: str
+
+
+class Stdout(Item, frozen=True, tag="stdout"):
+    """Bytes from stdout (or the terminal)."""
+
+    data: bytes
+
+
+class Stderr(Item, frozen=True, tag="stderr"):
+    """Bytes from stderr."""
+
+    data: bytes
+
+
+class Cursor(Item, frozen=True, tag="cursor"):
+    """Logs only: everything before this byte of the log was sent."""
+
+    position: int
+
+
+class Progress(Item, frozen=True, tag="progress"):
+    """Long work: what is done so far. `total_bytes` 0 means unknown."""
+
+    what: str
+    done_bytes: int
+    total_bytes: int = 0
+
+
+class Chunk(Item, frozen=True, tag="chunk"):
+    """Bytes of an uploaded archive, at most 256 KiB."""
+
+    data: bytes
+
+
+AttachInput = Stdin | StdinEnd | Resize | Signal
+AttachOutput = Started | Stdout | Stderr
+LogOutput = Stdout | Stderr | Cursor
+
+
+class Ran(Message, frozen=True):
+    """The answer to run, start and exec. `exit_code` is None for a detached one that now runs."""
+
+    id: str
+    name: str
+    exit_code: int | None = None
+    oom_killed: bool = False
+
+
+# --- images -----------------------------------------------------------------------------------------------------------
+
+
+class ImageConfig(Message, frozen=True):
+    """What an image says about the containers made of it (the OCI image configuration's `config`, our names)."""
+
+    env: dict[str, str] = {}
+    entrypoint: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+    working_dir: str = "/"
+    user: str = ""
+    labels: dict[str, str] = {}
+    stop_signal: int = 15
+
+
+class Layer(Message, frozen=True):
+    """One layer: `diff_id` is the digest of its uncompressed tar."""
+
+    diff_id: str
+    unpacked_bytes: int
+    n_entries: int
+    created_by: str = ""
+
+
+class Image(Message, frozen=True):
+    """The record of one image. `id` is the digest of its OCI configuration; `names` are all NAME:TAG that point to it."""
+
+    id: str
+    names: tuple[str, ...]
+    created_at_ns: int
+    architecture: str
+    size_bytes: int
+    layers: tuple[Layer, ...]
+    """From the bottom up."""
+    config: ImageConfig = ImageConfig()
+
+
+class ImageList(Message, frozen=True):
+    """Newest first."""
+
+    images: tuple[Image, ...]
+
+
+class ImageNameRequest(Message, frozen=True):
+    """An image by NAME[:TAG], id, or unambiguous beginning of its id."""
+
+    name: str
+
+
+class RemoveImage(Message, frozen=True):
+    """Drop a name; the image goes with its last one, unless a container needs it."""
+
+    name: str
+
+
+class RemovedImage(Message, frozen=True):
+    """What went."""
+
+    untagged: str = ""
+    deleted: str = ""
+
+
+class ImportImage(Message, frozen=True):
+    """Make a one-layer image of a root file system tar sent as chunks (plain, gzip, zstd)."""
+
+    name: str
+    command: tuple[str, ...] = ()
+    total_bytes: int = 0
+
+
+class LoadImages(Message, frozen=True):
+    """Take the images of a docker-archive or OCI layout tar sent as chunks (plain, gzip, zstd)."""
+
+    total_bytes: int = 0
+
+
+class LoadedImages(Message, frozen=True):
+    """What is there now."""
+
+    images: tuple[Image, ...]
+
+
+# --- networks ---------------------------------------------------------------------------------------------------------
+
+
+class NetworkSpec(Message, frozen=True):
+    """A bridge network to create; an empty subnet lets isopod choose a free one."""
+
+    name: str
+    subnet: str = ""
+    driver: str = "bridge"
+
+
+class NetworkRecord(Message, frozen=True):
+    """One network. `bridge` is the link's name on the host."""
+
+    name: str
+    driver: str
+    subnet: str = ""
+    gateway: str = ""
+    bridge: str = ""
+    created_at_ns: int = 0
+    addresses_used: int = 0
+
+
+class NetworkList(Message, frozen=True):
+    """By name."""
+
+    networks: tuple[NetworkRecord, ...]
+
+
+class NetworkNameRequest(Message, frozen=True):
+    """A network by name."""
+
+    name: str
+
+
+# --- the node ---------------------------------------------------------------------------------------------------------
+
+
+class Probed(Message, frozen=True):
+    """One thing found out by trying, and why it is so."""
+
+    value: str
+    why: str
+
+
+class NodeInfo(Message, frozen=True):
+    """What `isopod info` says."""
+
+    version: str
+    pid: int
+    started_at_ns: int
+    socket: str
+    root: str
+    run_root: str
+    paths: dict[str, str]
+    hostname: str
+    operating_system: str
+    kernel: str
+    architecture: str
+    n_cpus: int
+    memory_bytes: int
+    event_loop: str
+    cgroup_mode: Probed
+    runtime: Probed
+    supervisor: Probed
+    accelerator: Probed
+    storage_driver: Probed
+    network_driver: Probed
+    seccomp_profile: Probed
+    containers: int
+    containers_running: int
+    images: int
+
+
+class Version(Message, frozen=True):
+    """Who answers."""
+
+    version: str
+    protocol: int
+    python: str
+    core: str
+
+
+class RenderRequest(Message, frozen=True):
+    """Ask for another method's answer as text, so that a client without tables of its own can print it."""
+
+    method: str
+    body: msgspec.Raw
+    format: Literal["table", "json"] = "table"
+    columns: int = 0
+
+
+class Rendered(Message, frozen=True):
+    """UTF-8 text, ending in a newline unless empty."""
+
+    text: str

@@ -1,0 +1,1 @@
+"""The command line: one grammar as data, a lean client for the everyday verbs."""

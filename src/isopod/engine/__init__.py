@@ -1,0 +1,1 @@
+"""The engine: containers, images and networks of one machine."""

@@ -1,0 +1,1 @@
+"""Networking above the World's connections: RPC now, HTTP later."""

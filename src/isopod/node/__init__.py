@@ -1,0 +1,1 @@
+"""One node process: the engine wired to a World and served over RPC."""

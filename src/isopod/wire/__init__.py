@@ -1,0 +1,1 @@
+"""Codecs, frames and verb tables: protocol as data and pure functions, without any I/O."""

@@ -1,0 +1,331 @@
+"""The error tree: every failure isopod reports is one of these.
+
+Split first by who can act::
+
+    IsopodError
+    |-- UsageError          the caller asked for something that makes no sense      exit 2
+    |   |-- InvalidArgument     a value is malformed or out of range
+    |   `-- Unsupported         this build or machine cannot do it
+    |-- RefusedError        the request is well formed, the state or a policy forbids it   exit 1
+    |   |-- NotFound            no object of that name
+    |   |-- AlreadyExists       the name or range is taken
+    |   |-- WrongState          the object's life cycle does not allow this now
+    |   |-- InUse               something still depends on the object
+    |   |-- Exhausted           a bounded resource (addresses, memory, connections) is used up
+    |   `-- CommandNotRunnable  the container's command cannot be executed           exit 126 or 127
+    |-- PeerError           the other end of a connection                             exit 3
+    |   |-- Disconnected        the connection ended before the answer
+    |   |-- ProtocolViolation   the peer broke the wire protocol
+    |   |-- VersionMismatch     no common protocol version
+    |   |-- DeadlineExceeded    no answer in time
+    |   `-- Cancelled           the caller withdrew
+    |-- UnavailableError    the kernel, a disk or a helper program; may be tried again   exit 4
+    |   |-- KernelError         a system call failed
+    |   |-- DiskFull            no space or quota left
+    |   |-- ToolMissing         a program isopod needs is not installed
+    |   |-- RuntimeFailed       the OCI runtime or its supervisor reported a failure
+    |   `-- AlreadyServing      another daemon owns this data folder
+    |-- CorruptError        stored or received data is damaged or hostile             exit 5
+    |   |-- BadArchive          an archive entry is unsafe or unreadable
+    |   `-- BadRecord           a stored record cannot be read
+    `-- BugError            a promise of isopod's own code was broken                 exit 70
+
+Rules: a class takes facts and builds its message; `code` is stable and part of the wire protocol; the user
+sees one line `error: MESSAGE` and, where it helps, `hint: WHAT TO DO`. `from_code` rebuilds an error that crossed
+the wire. This module imports almost nothing: the lean command line reads it too.
+"""
+
+import errno as _errno
+import os
+
+
+class IsopodError(Exception):
+    """The root. `code` is stable, `exit_code` is what the command line returns for it.
+
+    Args:
+        message: One line: what failed, and which object.
+        hint: What the reader can do next, or "".
+    """
+
+    code = "error"
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class UsageError(IsopodError):
+    """The caller asked for something that makes no sense."""
+
+    code = "usage"
+    exit_code = 2
+
+
+class InvalidArgument(UsageError):
+    """A value is malformed or out of range."""
+
+    code = "invalid_argument"
+
+    def __init__(self, what: str, value: object, why: str, hint: str = "") -> None:
+        super().__init__(f"{what} {str(value)!r}: {why}", hint)
+
+
+class Unsupported(UsageError):
+    """This build or this machine cannot do it."""
+
+    code = "unsupported"
+
+    def __init__(self, what: str, why: str, hint: str = "") -> None:
+        super().__init__(f"{what} is not supported: {why}", hint)
+
+
+class RefusedError(IsopodError):
+    """The request is well formed, but state or policy forbids it."""
+
+    code = "refused"
+    exit_code = 1
+
+
+class NotFound(RefusedError):
+    """No object of that kind and name."""
+
+    code = "not_found"
+
+    def __init__(self, kind: str, name: str, hint: str = "") -> None:
+        super().__init__(f"no such {kind}: {name}", hint)
+
+
+class AlreadyExists(RefusedError):
+    """The name, range or path is taken."""
+
+    code = "already_exists"
+
+    def __init__(self, kind: str, name: str, hint: str = "") -> None:
+        super().__init__(f"{kind} already exists: {name}", hint)
+
+
+class WrongState(RefusedError):
+    """The object's life cycle does not allow this now."""
+
+    code = "wrong_state"
+
+    def __init__(self, kind: str, name: str, state: str, wanted: str, hint: str = "") -> None:
+        super().__init__(f"{kind} {name} is {state}: cannot {wanted}", hint)
+
+
+class InUse(RefusedError):
+    """Something still depends on the object."""
+
+    code = "in_use"
+
+    def __init__(self, kind: str, name: str, by: str, hint: str = "") -> None:
+        super().__init__(f"{kind} {name} is in use by {by}", hint)
+
+
+class Exhausted(RefusedError):
+    """A bounded resource is used up."""
+
+    code = "exhausted"
+
+    def __init__(self, what: str, limit: str, hint: str = "") -> None:
+        super().__init__(f"{what} exhausted: {limit}", hint)
+
+
+class CommandNotRunnable(RefusedError):
+    """The command cannot be executed in the container (exit 126: found but not runnable, 127: not found)."""
+
+    code = "command_not_runnable"
+    exit_code = 127
+
+    def __init__(self, command: str, why: str, *, exit_code: int = 127) -> None:
+        super().__init__(f"cannot run {command!r}: {why}", "check the spelling and that the image contains it")
+        self.exit_code = exit_code
+
+
+class PeerError(IsopodError):
+    """The other end of a connection failed."""
+
+    code = "peer"
+    exit_code = 3
+
+
+class Disconnected(PeerError):
+    """The connection ended before the answer."""
+
+    code = "disconnected"
+
+    def __init__(self, peer: str, why: str = "connection closed", hint: str = "") -> None:
+        super().__init__(f"{peer}: {why}", hint)
+
+
+class ProtocolViolation(PeerError):
+    """The peer broke the wire protocol; its connection is closed."""
+
+    code = "protocol_violation"
+
+    def __init__(self, peer: str, why: str) -> None:
+        super().__init__(f"{peer} broke the protocol: {why}")
+
+
+class VersionMismatch(PeerError):
+    """No protocol version in common."""
+
+    code = "version_mismatch"
+
+    def __init__(self, peer: str, ours: str, theirs: str) -> None:
+        super().__init__(f"{peer} speaks protocol {theirs}, we speak {ours}", "use the same isopod on both ends")
+
+
+class DeadlineExceeded(PeerError):
+    """No answer in time."""
+
+    code = "deadline_exceeded"
+
+    def __init__(self, what: str, limit_s: float) -> None:
+        super().__init__(f"{what} took longer than {limit_s:g} s")
+
+
+class Cancelled(PeerError):
+    """The caller withdrew the request."""
+
+    code = "cancelled"
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} was cancelled")
+
+
+class UnavailableError(IsopodError):
+    """The kernel, a disk or a helper program failed; trying again may help."""
+
+    code = "unavailable"
+    exit_code = 4
+
+
+class KernelError(UnavailableError):
+    """A system call failed.
+
+    Args:
+        action: What was attempted, in words.
+        target: The object it was attempted on.
+        errno: The error number.
+    """
+
+    code = "kernel"
+
+    def __init__(self, action: str, target: str, errno: int, hint: str = "") -> None:
+        super().__init__(f"cannot {action} {target}: {os.strerror(errno)}", hint)
+        self.errno = errno
+
+
+class DiskFull(UnavailableError):
+    """No space or quota left."""
+
+    code = "disk_full"
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"no space left on the file system of {path}", "free some space: `isopod rm`, `isopod rmi`")
+
+
+class ToolMissing(UnavailableError):
+    """A program or file that isopod needs is not installed."""
+
+    code = "tool_missing"
+
+    def __init__(self, tool: str, package: str) -> None:
+        super().__init__(f"{tool} is not installed", f"install it: apt-get install {package}")
+
+
+class RuntimeFailed(UnavailableError):
+    """The OCI runtime or its supervisor reported a failure."""
+
+    code = "runtime_failed"
+
+    def __init__(self, action: str, target: str, why: str) -> None:
+        super().__init__(f"{action} {target}: {why}")
+
+
+class AlreadyServing(UnavailableError):
+    """Another daemon owns this data folder."""
+
+    code = "already_serving"
+
+    def __init__(self, root: str, pid: int) -> None:
+        super().__init__(
+            f"another isopod node (pid {pid}) owns {root}", "stop it first, or give this one --root and --run-root"
+        )
+
+
+class CorruptError(IsopodError):
+    """Stored or received data is damaged or hostile."""
+
+    code = "corrupt"
+    exit_code = 5
+
+
+class BadArchive(CorruptError):
+    """An archive entry is unsafe or unreadable.
+
+    Args:
+        entry: The entry's name as the archive spells it, or the archive's own name.
+        why: What is wrong with it.
+    """
+
+    code = "bad_archive"
+
+    def __init__(self, entry: str, why: str) -> None:
+        super().__init__(f"archive entry {entry!r}: {why}")
+        self.entry = entry
+
+
+class BadRecord(CorruptError):
+    """A stored record cannot be read."""
+
+    code = "bad_record"
+
+    def __init__(self, path: str, why: str, hint: str = "") -> None:
+        super().__init__(f"record {path}: {why}", hint)
+
+
+class BugError(IsopodError):
+    """A promise of isopod's own code was broken."""
+
+    code = "bug"
+    exit_code = 70
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"internal error: {what}", "this is a bug in isopod; the node's log has the details")
+
+
+def tree() -> dict[str, type[IsopodError]]:
+    """Return every error class by its code."""
+    found: dict[str, type[IsopodError]] = {}
+    queue: list[type[IsopodError]] = [IsopodError]
+    while queue:
+        cls = queue.pop(0)
+        found[cls.code] = cls
+        queue.extend(cls.__subclasses__())
+    return found
+
+
+def from_code(code: str, message: str, hint: str = "", exit_code: int | None = None) -> IsopodError:
+    """Rebuild an error that crossed the wire. An unknown code becomes a plain `IsopodError` with that code."""
+    cls = tree().get(code, IsopodError)
+    error = cls.__new__(cls)
+    IsopodError.__init__(error, message, hint)
+    if cls is IsopodError:
+        error.code = code
+    if exit_code is not None:
+        error.exit_code = exit_code
+    return error
+
+
+def from_os_error(error: OSError, action: str, target: str) -> UnavailableError:
+    """Wrap an `OSError` once, at the boundary, into the tree."""
+    if error.errno in (_errno.ENOSPC, _errno.EDQUOT):
+        return DiskFull(target)
+    return KernelError(action, target, error.errno or 0)

@@ -1,0 +1,1 @@
+"""The World of the real machine: uvloop (or asyncio) and the kernel."""

@@ -1,0 +1,126 @@
+"""Kernel: the port to mounts, network namespaces, links, cgroups and the packet filter.
+
+Names of links, namespaces, cgroups and tables begin with the instance's prefix, so that two nodes on one machine never collide, and
+`inventory(prefix)` can list whatever an instance owns: tests compare it before and after. Failures are OSErrors.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple, Protocol
+
+CgroupMode = Literal["v1", "hybrid", "v2"]
+
+
+class HostFacts(NamedTuple):
+    """What `isopod info` says about the machine."""
+
+    hostname: str
+    kernel: str
+    architecture: str
+    n_cpus: int
+    memory_bytes: int
+    operating_system: str
+
+
+class CgroupFacts(NamedTuple):
+    """How control groups are mounted here, and why we think so."""
+
+    mode: CgroupMode
+    """"hybrid": v1 controllers beside a unified hierarchy (crun refuses that until it is hidden)."""
+    controllers: tuple[str, ...]
+    """Those that can limit a container, sorted."""
+    why: str
+
+
+class CgroupUsage(NamedTuple):
+    """Measured use of one control group; None where the controller is missing or the group is gone."""
+
+    memory_bytes: int | None
+    n_oom_kills: int | None
+    cpu_usage_ns: int | None
+    n_pids: int | None
+
+
+class Inventory(NamedTuple):
+    """Everything of one instance that lives in the kernel, each tuple sorted."""
+
+    mounts: tuple[str, ...]
+    namespaces: tuple[str, ...]
+    links: tuple[str, ...]
+    cgroups: tuple[str, ...]
+    tables: tuple[str, ...]
+
+
+class Kernel(Protocol):
+    """The kernel's objects that the engine owns."""
+
+    async def prepare(self, pin: str) -> None:
+        """Enter the node's private mount namespace: the one pinned at the file `pin`, or a new one pinned there. It is a slave of the
+        host's (later host mounts are still seen), and where v1 controllers stand beside a unified hierarchy the latter is unmounted in it."""
+
+    async def release(self, pin: str) -> None:
+        """Unpin the mount namespace: it ends with the last process in it."""
+
+    def host_facts(self) -> HostFacts:
+        """Return facts about the machine."""
+
+    def overlay_supported(self) -> bool:
+        """Return whether overlayfs can be mounted (asked of the kernel, not of a list)."""
+
+    async def mount_overlay(
+        self, target: str, *, lowers: Sequence[str], upper: str, work: str, volatile: bool = False
+    ) -> None:
+        """Mount an overlay. `lowers` are ordered from the top; `volatile` skips syncs for a container whose files end with it."""
+
+    async def mount_tmpfs(self, target: str, *, n_bytes: int) -> None:
+        """Mount a memory file system of a bounded size."""
+
+    async def unmount(self, target: str) -> None:
+        """Unmount all that is mounted at and under `target`, detaching what is busy; nothing mounted is fine."""
+
+    async def create_namespace(self, path: str) -> None:
+        """Make a network namespace with loopback up, pinned at the new file `path`."""
+
+    async def delete_namespace(self, path: str) -> None:
+        """Unpin and remove; nothing there is fine. Links inside end with it."""
+
+    async def create_bridge(self, name: str, address: str) -> None:
+        """Make a bridge, up, with `address` ("10.88.0.1/24"). One that exists is given the address if it lacks it."""
+
+    async def create_veth(self, host_name: str, *, bridge: str, namespace: str, guest_name: str = "eth0") -> None:
+        """Make a veth pair: one end on the bridge, up, the other inside the namespace as `guest_name`, up, without an address."""
+
+    async def configure_link(self, namespace: str, name: str, *, address: str, gateway: str) -> str:
+        """Give a link inside a namespace its address ("10.88.0.2/24") and the default route; return its MAC address."""
+
+    async def delete_link(self, name: str) -> None:
+        """Remove a link of the host; nothing there is fine."""
+
+    def cgroup_facts(self) -> CgroupFacts:
+        """Return how control groups work here."""
+
+    def cgroup_usage(self, cgroup: str) -> CgroupUsage:
+        """Return the measured use of a group; `cgroup` is the path below each hierarchy ("/isopod-x/ID")."""
+
+    async def kill_cgroup(self, cgroup: str) -> None:
+        """Kill every process in a group and below it, and wait until it is empty (at most 5 s, then EBUSY)."""
+
+    async def delete_cgroup(self, cgroup: str) -> None:
+        """Remove an empty group and its children from every hierarchy; nothing there is fine."""
+
+    async def apply_filter(self, ruleset: str) -> None:
+        """Apply an nftables script atomically."""
+
+    async def delete_table(self, name: str) -> None:
+        """Remove the `inet` table of that name; nothing there is fine."""
+
+    async def enable_forwarding(self) -> None:
+        """Let the host route IPv4 between links."""
+
+    async def routes(self) -> Sequence[str]:
+        """Return the IPv4 prefixes the host already routes, default route excluded ("192.168.0.0/24")."""
+
+    async def inventory(self, prefix: str, roots: Sequence[str]) -> Inventory:
+        """List what an instance owns: mounts below `roots`, namespace files below them, links, cgroups and tables by prefix."""
+
+    async def pressure(self) -> Mapping[str, float]:
+        """Return the load averages and stalled shares known here ("load1", "cpu_some_avg10", ...)."""
