@@ -14,18 +14,18 @@ Status = Literal["created", "starting", "running", "paused", "restarting", "stop
 MountKind = Literal["bind", "volume", "tmpfs"]
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
+class Message(msgspec.Struct, frozen=True, kw_only=True):
     """Base of all messages."""
 
 
-class Empty(Message, frozen=True):
+class Empty(Message, frozen=True, kw_only=True):
     """Nothing to say."""
 
 
 # --- containers: the record -------------------------------------------------------------------------------------------
 
 
-class Mount(Message, frozen=True):
+class Mount(Message, frozen=True, kw_only=True):
     """A mount of a container. `destination` is absolute inside it."""
 
     source: str
@@ -34,7 +34,7 @@ class Mount(Message, frozen=True):
     read_only: bool = False
 
 
-class Resources(Message, frozen=True):
+class Resources(Message, frozen=True, kw_only=True):
     """Limits; None means none."""
 
     memory_bytes_max: int | None = None
@@ -43,7 +43,7 @@ class Resources(Message, frozen=True):
     disk_bytes_max: int | None = None
 
 
-class Endpoint(Message, frozen=True):
+class Endpoint(Message, frozen=True, kw_only=True):
     """A container's place in a network. The addresses are set while it runs on a bridge network."""
 
     network: str
@@ -56,7 +56,7 @@ class Endpoint(Message, frozen=True):
     """Host port to container port."""
 
 
-class Container(Message, frozen=True):
+class Container(Message, frozen=True, kw_only=True):
     """The record of one container (row R14): what was asked, and what is."""
 
     id: str
@@ -97,7 +97,7 @@ class Container(Message, frozen=True):
 # --- containers: requests ---------------------------------------------------------------------------------------------
 
 
-class ContainerSpec(Message, frozen=True):
+class ContainerSpec(Message, frozen=True, kw_only=True):
     """What to create. Empty fields fall back to the image's."""
 
     image: str
@@ -117,7 +117,7 @@ class ContainerSpec(Message, frozen=True):
     auto_remove: bool = False
 
 
-class RunContainer(Message, frozen=True):
+class RunContainer(Message, frozen=True, kw_only=True):
     """Create and start. Attached: the stream carries its terminal until it ends; detached: the answer comes once it runs."""
 
     spec: ContainerSpec
@@ -127,7 +127,7 @@ class RunContainer(Message, frozen=True):
     """The client's terminal size, 0 if unknown."""
 
 
-class StartContainer(Message, frozen=True):
+class StartContainer(Message, frozen=True, kw_only=True):
     """Start a created or exited container."""
 
     name: str
@@ -136,46 +136,46 @@ class StartContainer(Message, frozen=True):
     columns: int = 0
 
 
-class ContainerName(Message, frozen=True):
+class ContainerName(Message, frozen=True, kw_only=True):
     """A container by name, id, or unambiguous beginning of its id."""
 
     name: str
 
 
-class ListContainers(Message, frozen=True):
+class ListContainers(Message, frozen=True, kw_only=True):
     """Running ones, or all."""
 
     all: bool = False
 
 
-class ContainerList(Message, frozen=True):
+class ContainerList(Message, frozen=True, kw_only=True):
     """Newest first."""
 
     containers: tuple[Container, ...]
 
 
-class StopContainer(Message, frozen=True):
+class StopContainer(Message, frozen=True, kw_only=True):
     """SIGTERM, then SIGKILL after `timeout_s`."""
 
     name: str
     timeout_s: float = 10.0
 
 
-class KillContainer(Message, frozen=True):
+class KillContainer(Message, frozen=True, kw_only=True):
     """Send a signal to the first process."""
 
     name: str
     signal: int = 9
 
 
-class RemoveContainer(Message, frozen=True):
+class RemoveContainer(Message, frozen=True, kw_only=True):
     """Remove a container that is not running; with `force` it is killed first."""
 
     name: str
     force: bool = False
 
 
-class ExecContainer(Message, frozen=True):
+class ExecContainer(Message, frozen=True, kw_only=True):
     """Run one more command inside a running container; its terminal is the stream."""
 
     name: str
@@ -189,7 +189,7 @@ class ExecContainer(Message, frozen=True):
     columns: int = 0
 
 
-class LogsRequest(Message, frozen=True):
+class LogsRequest(Message, frozen=True, kw_only=True):
     """What a container wrote. `cursor` continues where an earlier answer ended, nothing lost and nothing doubled."""
 
     name: str
@@ -201,7 +201,7 @@ class LogsRequest(Message, frozen=True):
     cursor: int = 0
 
 
-class CommitContainer(Message, frozen=True):
+class CommitContainer(Message, frozen=True, kw_only=True):
     """Make an image of a container's files."""
 
     name: str
@@ -282,7 +282,7 @@ AttachOutput = Started | Stdout | Stderr
 LogOutput = Stdout | Stderr | Cursor
 
 
-class Ran(Message, frozen=True):
+class Ran(Message, frozen=True, kw_only=True):
     """The answer to run, start and exec. `exit_code` is None for a detached one that now runs."""
 
     id: str
@@ -294,7 +294,7 @@ class Ran(Message, frozen=True):
 # --- images -----------------------------------------------------------------------------------------------------------
 
 
-class ImageConfig(Message, frozen=True):
+class ImageConfig(Message, frozen=True, kw_only=True):
     """What an image says about the containers made of it (the OCI image configuration's `config`, our names)."""
 
     env: dict[str, str] = {}
@@ -306,7 +306,7 @@ class ImageConfig(Message, frozen=True):
     stop_signal: int = 15
 
 
-class Layer(Message, frozen=True):
+class Layer(Message, frozen=True, kw_only=True):
     """One layer: `diff_id` is the digest of its uncompressed tar."""
 
     diff_id: str
@@ -315,7 +315,7 @@ class Layer(Message, frozen=True):
     created_by: str = ""
 
 
-class Image(Message, frozen=True):
+class Image(Message, frozen=True, kw_only=True):
     """The record of one image. `id` is the digest of its OCI configuration; `names` are all NAME:TAG that point to it."""
 
     id: str
@@ -328,32 +328,32 @@ class Image(Message, frozen=True):
     config: ImageConfig = ImageConfig()
 
 
-class ImageList(Message, frozen=True):
+class ImageList(Message, frozen=True, kw_only=True):
     """Newest first."""
 
     images: tuple[Image, ...]
 
 
-class ImageNameRequest(Message, frozen=True):
+class ImageNameRequest(Message, frozen=True, kw_only=True):
     """An image by NAME[:TAG], id, or unambiguous beginning of its id."""
 
     name: str
 
 
-class RemoveImage(Message, frozen=True):
+class RemoveImage(Message, frozen=True, kw_only=True):
     """Drop a name; the image goes with its last one, unless a container needs it."""
 
     name: str
 
 
-class RemovedImage(Message, frozen=True):
+class RemovedImage(Message, frozen=True, kw_only=True):
     """What went."""
 
     untagged: str = ""
     deleted: str = ""
 
 
-class ImportImage(Message, frozen=True):
+class ImportImage(Message, frozen=True, kw_only=True):
     """Make a one-layer image of a root file system tar sent as chunks (plain, gzip, zstd)."""
 
     name: str
@@ -361,13 +361,13 @@ class ImportImage(Message, frozen=True):
     total_bytes: int = 0
 
 
-class LoadImages(Message, frozen=True):
+class LoadImages(Message, frozen=True, kw_only=True):
     """Take the images of a docker-archive or OCI layout tar sent as chunks (plain, gzip, zstd)."""
 
     total_bytes: int = 0
 
 
-class LoadedImages(Message, frozen=True):
+class LoadedImages(Message, frozen=True, kw_only=True):
     """What is there now."""
 
     images: tuple[Image, ...]
@@ -376,7 +376,7 @@ class LoadedImages(Message, frozen=True):
 # --- networks ---------------------------------------------------------------------------------------------------------
 
 
-class NetworkSpec(Message, frozen=True):
+class NetworkSpec(Message, frozen=True, kw_only=True):
     """A bridge network to create; an empty subnet lets isopod choose a free one."""
 
     name: str
@@ -384,7 +384,7 @@ class NetworkSpec(Message, frozen=True):
     driver: str = "bridge"
 
 
-class NetworkRecord(Message, frozen=True):
+class NetworkRecord(Message, frozen=True, kw_only=True):
     """One network. `bridge` is the link's name on the host."""
 
     name: str
@@ -396,13 +396,13 @@ class NetworkRecord(Message, frozen=True):
     addresses_used: int = 0
 
 
-class NetworkList(Message, frozen=True):
+class NetworkList(Message, frozen=True, kw_only=True):
     """By name."""
 
     networks: tuple[NetworkRecord, ...]
 
 
-class NetworkNameRequest(Message, frozen=True):
+class NetworkNameRequest(Message, frozen=True, kw_only=True):
     """A network by name."""
 
     name: str
@@ -411,14 +411,14 @@ class NetworkNameRequest(Message, frozen=True):
 # --- the node ---------------------------------------------------------------------------------------------------------
 
 
-class Probed(Message, frozen=True):
+class Probed(Message, frozen=True, kw_only=True):
     """One thing found out by trying, and why it is so."""
 
     value: str
     why: str
 
 
-class NodeInfo(Message, frozen=True):
+class NodeInfo(Message, frozen=True, kw_only=True):
     """What `isopod info` says."""
 
     version: str
@@ -447,7 +447,7 @@ class NodeInfo(Message, frozen=True):
     images: int
 
 
-class Version(Message, frozen=True):
+class Version(Message, frozen=True, kw_only=True):
     """Who answers."""
 
     version: str
@@ -456,7 +456,7 @@ class Version(Message, frozen=True):
     core: str
 
 
-class RenderRequest(Message, frozen=True):
+class RenderRequest(Message, frozen=True, kw_only=True):
     """Ask for another method's answer as text, so that a client without tables of its own can print it."""
 
     method: str
@@ -465,7 +465,7 @@ class RenderRequest(Message, frozen=True):
     columns: int = 0
 
 
-class Rendered(Message, frozen=True):
+class Rendered(Message, frozen=True, kw_only=True):
     """UTF-8 text, ending in a newline unless empty."""
 
     text: str
