@@ -1,0 +1,121 @@
+"""How answers look on a terminal: each listing as a table of columns, everything as JSON.
+
+Rendering is the node's work, so that the lean command line imports no tables. Data only: no colours, readable without any.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Literal
+
+import msgspec
+
+from isopod.api import messages as m
+from isopod.api import methods
+from isopod.world.errors import InvalidArgument
+from isopod.world.ids import short
+from isopod.world.units import format_age, format_size
+
+Format = Literal["table", "json"]
+Column = tuple[str, Callable[[Any, float], str]]
+"""A heading, and a cell from (row, wall time in seconds)."""
+_COMMAND_CHARS_MAX: Final = 30
+_NS: Final = 1_000_000_000
+
+
+def container_status(record: m.Container, now_s: float) -> str:
+    """Return a container's state in words: "Up 3 minutes", "Exited (137, out of memory) 2 hours ago"."""
+    if record.status in ("running", "paused") and record.started_at_ns is not None:
+        suffix = " (paused)" if record.status == "paused" else ""
+        return f"Up {format_age(now_s - record.started_at_ns / _NS)}{suffix}"
+    if record.status in ("exited", "unknown"):
+        ended = f" {format_age(now_s - record.finished_at_ns / _NS)} ago" if record.finished_at_ns is not None else ""
+        oom = ", out of memory" if record.oom_killed else ""
+        word = "Exited" if record.status == "exited" else "Unknown"
+        return f"{word} ({record.exit_code}{oom}){ended}"
+    return record.status.capitalize()
+
+
+def _command(record: m.Container, _: float) -> str:
+    text = "".join(c if c.isprintable() else "?" for c in " ".join(record.command))
+    return text if len(text) <= _COMMAND_CHARS_MAX else text[: _COMMAND_CHARS_MAX - 1] + "…"
+
+
+def _ago(created_at_ns: int, now_s: float) -> str:
+    return f"{format_age(now_s - created_at_ns / _NS)} ago"
+
+
+CONTAINERS: Final[tuple[Column, ...]] = (
+    ("ID", lambda r, _: short(r.id)),
+    ("NAME", lambda r, _: r.name),
+    ("PID", lambda r, _: str(r.pid) if r.pid else "-"),
+    ("COMMAND", _command),
+    ("STATUS", container_status),
+    ("IMAGE", lambda r, _: r.image),
+)
+IMAGES: Final[tuple[Column, ...]] = (
+    ("NAME", lambda r, _: ", ".join(r.names) or "-"),
+    ("ID", lambda r, _: short(r.id)),
+    ("CREATED", lambda r, now: _ago(r.created_at_ns, now)),
+    ("LAYERS", lambda r, _: str(len(r.layers))),
+    ("SIZE", lambda r, _: format_size(r.size_bytes)),
+)
+NETWORKS: Final[tuple[Column, ...]] = (
+    ("NAME", lambda r, _: r.name),
+    ("DRIVER", lambda r, _: r.driver),
+    ("SUBNET", lambda r, _: r.subnet or "-"),
+    ("GATEWAY", lambda r, _: r.gateway or "-"),
+    ("BRIDGE", lambda r, _: r.bridge or "-"),
+    ("USED", lambda r, _: str(r.addresses_used)),
+)
+_LISTS: Final[dict[str, tuple[str, tuple[Column, ...]]]] = {
+    methods.CONTAINER_LIST.name: ("containers", CONTAINERS),
+    methods.IMAGE_LIST.name: ("images", IMAGES),
+    methods.NETWORK_LIST.name: ("networks", NETWORKS),
+}
+_FACTS: Final = (methods.SYSTEM_INFO.name, methods.SYSTEM_VERSION.name)
+
+
+def render(method: str, reply: msgspec.Struct, *, form: Format, now_s: float) -> str:
+    """Return the answer of a method as text.
+
+    Args:
+        method: Whose answer it is.
+        reply: The answer.
+        form: "table" for people (JSON where there is no table), "json" for programs.
+        now_s: Wall time, for ages.
+    """
+    if form not in ("table", "json"):
+        raise InvalidArgument("format", form, "want table or json")
+    listing = _LISTS.get(method)
+    if listing is not None:
+        rows = getattr(reply, listing[0])
+        return table(listing[1], rows, now_s) if form == "table" else as_json(rows)
+    if form == "table" and method in _FACTS:
+        return facts(msgspec.to_builtins(reply))
+    return as_json(reply)
+
+
+def table(columns: Sequence[Column], rows: Sequence[Any], now_s: float) -> str:
+    """Return lines of aligned columns, two spaces apart, with a heading."""
+    cells = [[heading for heading, _ in columns], *([cell(row, now_s) for _, cell in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    lines = ("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in cells)
+    return "".join(line + "\n" for line in lines)
+
+
+def facts(values: dict[str, Any], indent: str = "") -> str:
+    """Return "key: value" lines; what was probed carries its reason in brackets."""
+    lines = []
+    for key, value in values.items():
+        label = indent + key.replace("_", " ")
+        if isinstance(value, dict) and value.keys() == {"value", "why"}:
+            lines.append(f"{label}: {value['value']} ({value['why']})\n")
+        elif isinstance(value, dict):
+            lines.append(f"{label}:\n{facts(value, indent + '  ')}")
+        else:
+            lines.append(f"{label}: {value}\n")
+    return "".join(lines)
+
+
+def as_json(value: Any) -> str:
+    """Return indented JSON with a newline."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n"

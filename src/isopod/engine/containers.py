@@ -1,0 +1,556 @@
+"""Containers: the life cycle. Creates, starts, runs, stops and removes them, and knows their true state.
+
+One object owns all records of a node. Each container has a lock; whoever changes it holds that lock, and no lock is held while waiting
+for a container to end. What changes a container runs in a task of the engine's own, so that a client that goes away in the middle
+leaves no half of it. A container's end is learned in one way only: its supervisor is gone.
+
+Not here: how a process is started (`supervisor`), what surrounds it (`stage`), what a restarted daemon makes of what it finds
+(`adoption`).
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from isopod.api.messages import CommitContainer, Container, ContainerSpec, Endpoint, ExecContainer, Image, Started
+from isopod.engine import creation
+from isopod.engine.bundle import build_process
+from isopod.engine.images.store import ImageStore
+from isopod.engine.layout import Layout
+from isopod.engine.records import Records
+from isopod.engine.stage import Stage
+from isopod.engine.states import LIVE, Event, advance
+from isopod.engine.supervisor import Attached, ExecSession, Launch, Supervisor
+from isopod.engine.terminal import Stdio, converse
+from isopod.runtime.logger import Logger
+from isopod.runtime.metrics import Registry
+from isopod.world.errors import (
+    AlreadyExists,
+    CommandNotRunnable,
+    InvalidArgument,
+    IsopodError,
+    NotFound,
+    RuntimeFailed,
+    WrongState,
+    from_os_error,
+)
+from isopod.world.processes import ProcessIdentity
+from isopod.world.world import World
+
+Result = TypeVar("Result")
+Size = tuple[int, int]
+"""Rows and columns of a terminal, (0, 0) if unknown."""
+
+LOST_EXIT_CODE: Final = 255
+KILL_TIMEOUT_S: Final = 10.0
+_SIGKILL: Final = 9
+_SIGNAL_MAX: Final = 64
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A container in memory. `ended` is set while it is not live and its end was dealt with."""
+
+    record: Container
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Containers:
+    """All containers of a node.
+
+    Args:
+        world: Where they live.
+        records: Where their records are kept.
+        images: What they are made of.
+        stage: What surrounds them.
+        supervisor: What starts them.
+        layout: The engine's folders.
+        logger: Told of every finished operation.
+        metrics: Counts starts and ends.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        records: Records,
+        images: ImageStore,
+        stage: Stage,
+        *,
+        supervisor: Supervisor,
+        layout: Layout,
+        logger: Logger,
+        metrics: Registry,
+    ) -> None:
+        self._world = world
+        self._records = records
+        self._images = images
+        self._stage = stage
+        self._supervisor = supervisor
+        self._layout = layout
+        self._logger = logger
+        self._entries: dict[str, _Entry] = {}
+        self._names: dict[str, str] = {}
+        self._tasks: dict[int, asyncio.Task[Any]] = {}
+        self._n_tasks = 0
+        self._start_seconds = metrics.histogram("isopod_container_start_seconds", "Time from the request to the running command.")
+        self._failed_starts = metrics.counter("isopod_container_start_failures_total", "Starts that were undone.")
+        self._ends = metrics.counter("isopod_container_ends_total", "Containers that ended.")
+        self._oom_kills = metrics.counter("isopod_container_oom_kills_total", "Containers that ended out of memory.")
+
+    # --- asking -------------------------------------------------------------------------------------------------------
+
+    def list(self, *, all_states: bool) -> "list[Container]":
+        """Return the running containers, or all, newest first."""
+        records = [entry.record for entry in self._entries.values() if all_states or entry.record.status in LIVE]
+        return sorted(records, key=lambda record: (-record.created_at_ns, record.id))
+
+    def get(self, name: str) -> Container:
+        """Return a container's record by name, id, or unambiguous beginning of its id.
+
+        Raises:
+            NotFound: There is none.
+            InvalidArgument: More than one id begins so.
+        """
+        return self._find(name).record
+
+    def ended(self, name: str) -> asyncio.Event:
+        """Return the event that is set while a container does not run, its end dealt with. Raises NotFound."""
+        return self._find(name).ended
+
+    def user_of(self, image_id: str) -> str | None:
+        """Return the name of a container that needs an image, or None."""
+        return next((entry.record.name for entry in self._entries.values() if entry.record.image_id == image_id), None)
+
+    def users_of_network(self, network: str) -> str | None:
+        """Return the name of a container that is to be on a network, or None."""
+        return next((entry.record.name for entry in self._entries.values() if entry.record.network.network == network), None)
+
+    # --- life cycle ---------------------------------------------------------------------------------------------------
+
+    async def create(self, spec: ContainerSpec) -> Container:
+        """Create a container; nothing runs yet.
+
+        Raises:
+            NotFound, AlreadyExists, InvalidArgument: As they say.
+        """
+        return await self._own(self._create(spec))
+
+    async def start(self, name: str, stdio: Stdio | None = None, *, size: Size = (0, 0)) -> Container:
+        """Start a container that does not run. With `stdio`, carry its terminal until it ended and return its last record."""
+        entry = self._find(name)
+        attached = await self._own(self._start(entry, attach=stdio is not None, size=size))
+        if stdio is None or attached is None:
+            return entry.record
+        return await self._accompany(entry, attached, stdio)
+
+    async def run(self, spec: ContainerSpec, stdio: Stdio | None = None, *, size: Size = (0, 0)) -> Container:
+        """Create and start in one. If the start fails, an auto-remove container is gone again."""
+
+        async def create_and_start() -> tuple[_Entry, Attached | None]:
+            record = await self._create(spec)
+            entry = self._entries[record.id]
+            return entry, await self._start(entry, attach=stdio is not None, size=size)
+
+        entry, attached = await self._own(create_and_start())
+        if stdio is None or attached is None:
+            return entry.record
+        return await self._accompany(entry, attached, stdio)
+
+    async def wait(self, name: str) -> Container:
+        """Return a container's record once it does not run."""
+        entry = self._find(name)
+        if entry.record.status == "created":
+            raise WrongState("container", entry.record.name, "created", "wait for its end", hint="start it first")
+        await entry.ended.wait()
+        return entry.record
+
+    async def stop(self, name: str, timeout_s: float) -> Container:
+        """Ask a container to end, and kill it after `timeout_s`. One that does not run is left as it is."""
+        entry = self._find(name)
+        if entry.record.status in ("exited", "unknown"):
+            return entry.record
+        await self._own(self._stop(entry, timeout_s))
+        return entry.record
+
+    async def kill(self, name: str, signum: int) -> None:
+        """Send a signal to a running container's first process."""
+        entry = self._find(name)
+        if not 1 <= signum <= _SIGNAL_MAX:
+            raise InvalidArgument("signal", signum, f"want 1 to {_SIGNAL_MAX}")
+        if entry.record.status not in ("running", "stopping", "paused"):
+            raise WrongState("container", entry.record.name, entry.record.status, "signal it")
+        self._signal(entry.record, signum)
+
+    async def remove(self, name: str, *, force: bool) -> None:
+        """Remove a container that is not live; with `force` kill it first."""
+        entry = self._find(name)
+        await self._own(self._remove(entry, force=force))
+
+    async def exec(self, request: ExecContainer, stdio: Stdio) -> int | None:
+        """Run one more command in a running container; return its exit code, None if its supervisor died without telling."""
+        entry = self._find(request.name)
+        if entry.record.status != "running":
+            raise WrongState("container", entry.record.name, entry.record.status, "run a command in it", hint="start it first")
+        if not request.command or not request.command[0]:
+            raise InvalidArgument("command", "", "nothing to run")
+        name = self._world.random.token_hex(8)
+        session = await self._own(self._exec(entry, request, name))
+        try:
+            await stdio.send(Started(id=entry.record.id, name=entry.record.name))
+            await converse(session.attached, stdio, lambda signum: self._signal_pid(session.pid, signum))
+            return await session.wait()
+        finally:
+            session.close()
+            self._background(self._world.disk.remove_tree(f"{self._layout.bundle(entry.record.id)}/{name}"), "exec_clear")
+
+    async def commit(self, request: CommitContainer) -> Image:
+        """Make an image of a container's files; a running one is frozen meanwhile."""
+        entry = self._find(request.name)
+        async with entry.lock:
+            record = entry.record
+            base = self._images.resolve(record.image_id)
+            config = msgspec.structs.replace(base.config, command=record.command, entrypoint=(), working_dir=record.working_dir)
+            frozen = record.status == "running"
+            if frozen:
+                await self._supervisor.pause(record.id, record.name)
+            try:
+                return await self._images.commit(request.image, base, self._layout.upper(record.id), config)
+            finally:
+                if frozen:
+                    await self._supervisor.resume(record.id, record.name)
+
+    async def close(self) -> None:
+        """Let go of everything; containers go on. Running operations are given up where they stand."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def settle(self) -> None:
+        """Wait until no operation is under way (watching a container's end is none)."""
+        while busy := [task for task in self._tasks.values() if not task.get_name().startswith("watch ")]:
+            await asyncio.gather(*busy, return_exceptions=True)
+
+    # --- for adoption -------------------------------------------------------------------------------------------------
+
+    def insert(self, record: Container) -> None:
+        """Take a loaded record into memory."""
+        entry = _Entry(record)
+        self._entries[record.id] = entry
+        self._names[record.name] = record.id
+        if record.status not in LIVE:
+            entry.ended.set()
+
+    def watch(self, identifier: str, supervisor: ProcessIdentity) -> None:
+        """Watch the end of a container found running."""
+        entry = self._entries[identifier]
+        entry.ended.clear()
+        self._watch(entry, lambda: self._world.processes.wait_gone(supervisor))
+
+    async def conclude(self, identifier: str) -> None:
+        """Deal with the end of a container found dead."""
+        await self._finish(self._entries[identifier])
+
+    async def discard(self, identifier: str) -> None:
+        """Remove a container found half removed, or one that was to be removed at its end."""
+        await self._discard(self._entries[identifier])
+
+    async def amend(self, identifier: str, **changes: Any) -> None:
+        """Change and store a record."""
+        await self._update(self._entries[identifier], **changes)
+
+    # --- steps --------------------------------------------------------------------------------------------------------
+
+    async def _create(self, spec: ContainerSpec) -> Container:
+        image = self._images.resolve(spec.image)
+        with self._images.hold(image.id):
+            self._stage.check_network(spec.network)
+            now_ns = self._world.clock.now_ns()
+            identifier = self._world.random.token_hex(32)
+            record = creation.first_record(spec, image, identifier=identifier, now_ns=now_ns, boot_id=self._world.processes.boot_id())
+            await creation.check_sources(self._world, record.mounts)
+            if record.name in self._names:
+                raise AlreadyExists("container", record.name, f"remove it first: isopod rm {record.name}")
+            self.insert(record)
+            try:
+                await self._records.put(record)
+            except BaseException:
+                self._forget(record)
+                raise
+        return record
+
+    async def _start(self, entry: _Entry, *, attach: bool, size: Size) -> Attached | None:
+        async with entry.lock:
+            entry.record = msgspec.structs.replace(entry.record, status=self._next(entry, "start"), error="", boot_id="")
+            entry.ended.clear()
+            try:
+                return await self._bring_up(entry, attach=attach, size=size)
+            except BaseException as error:
+                await self._fail(entry, error)
+                raise
+
+    async def _bring_up(self, entry: _Entry, *, attach: bool, size: Size) -> Attached | None:
+        started_ns = self._world.clock.monotonic_ns()
+        record = entry.record
+        image = self._images.resolve(record.image_id)
+        await self._supervisor.forget(record.id)
+        attachment = await self._stage.set(record, image)
+        record = entry.record = msgspec.structs.replace(record, network=attachment.endpoint)
+        await self._stage.write_bundle(record, attachment.namespace)
+        launch = await self._launch(record)
+        try:
+            await self._update(entry, **_supervised(launch.supervisor), boot_id=self._world.processes.boot_id(), **_NOT_RUN)
+            pid = await launch.create()
+        finally:
+            launch.abort()
+        identity = self._world.processes.identify(pid)
+        attached = await self._supervisor.attach(record.id) if attach else None
+        try:
+            if attached is not None and record.terminal and size != (0, 0):
+                await attached.resize(*size)
+            await self._supervisor.start(record.id, record.name)
+        except BaseException:
+            if attached is not None:
+                attached.close()
+            raise
+        now_ns = self._world.clock.now_ns()
+        ticks = identity.started_ticks if identity else None
+        await self._update(entry, status=self._next(entry, "started"), pid=pid, pid_started_ticks=ticks, started_at_ns=now_ns)
+        self._watch(entry, launch.wait_supervisor)
+        duration_ns = self._world.clock.monotonic_ns() - started_ns
+        self._start_seconds.observe(duration_ns / 1e9)
+        self._logger.info("container.started", id=record.id, name=record.name, duration_us=duration_ns // 1000)
+        return attached
+
+    async def _launch(self, record: Container) -> Launch:
+        return await self._supervisor.launch(
+            record.id,
+            record.name,
+            log=self._layout.log(record.id),
+            command=record.command,
+            terminal=record.terminal,
+            stdin=record.stdin_open,
+        )
+
+    async def _fail(self, entry: _Entry, error: BaseException) -> None:
+        """Undo a start that failed."""
+        record = entry.record
+        self._failed_starts.inc()
+        self._logger.warning("container.start_failed", id=record.id, name=record.name, why=str(error) or type(error).__name__)
+        await self._clear(record)
+        if record.auto_remove:
+            await self._discard(entry)
+            return
+        code = error.exit_code if isinstance(error, CommandNotRunnable) else 125
+        await self._update(
+            entry,
+            status=self._next(entry, "failed"),
+            exit_code=code,
+            error=str(error) or "interrupted",
+            finished_at_ns=self._world.clock.now_ns(),
+            **_GONE,
+            network=Endpoint(network=record.network.network),
+        )
+        entry.ended.set()
+
+    async def _accompany(self, entry: _Entry, attached: Attached, stdio: Stdio) -> Container:
+        record = entry.record
+
+        async def pass_on(signum: int) -> None:
+            self._signal(record, signum)
+
+        try:
+            await stdio.send(Started(id=record.id, name=record.name))
+            await converse(attached, stdio, pass_on)
+            await entry.ended.wait()
+            return entry.record
+        finally:
+            attached.close()
+
+    async def _exec(self, entry: _Entry, request: ExecContainer, session: str) -> ExecSession:
+        record = entry.record
+        folder = f"{self._layout.bundle(record.id)}/{session}"
+        creation.check_command(request.command, request.env, request.working_dir or "/")
+        spec = build_process(
+            command=request.command,
+            env={**record.env, **request.env},
+            working_dir=request.working_dir or record.working_dir,
+            user=await self._stage.user(record, request.user or record.user),
+            terminal=request.terminal,
+            hostname=record.hostname,
+        )
+        size = (request.rows, request.columns)
+        try:
+            await self._world.disk.make_directory(folder)
+            return await self._supervisor.exec(record.id, record.name, session, spec=spec, stdin=request.stdin_open, size=size)
+        except OSError as error:
+            raise from_os_error(error, "run a command in", record.name) from error
+
+    async def _stop(self, entry: _Entry, timeout_s: float) -> None:
+        async with entry.lock:
+            if entry.record.status not in LIVE and entry.record.status != "created":
+                return
+            paused = entry.record.status == "paused"
+            entry.record = msgspec.structs.replace(entry.record, status=self._next(entry, "stop"))
+            if paused:
+                await self._supervisor.resume(entry.record.id, entry.record.name)
+            self._signal(entry.record, self._stop_signal(entry.record))
+        if await _within(entry.ended.wait(), timeout_s):
+            return
+        await self._kill(entry)
+
+    async def _kill(self, entry: _Entry) -> None:
+        record = entry.record
+        if record.status == "paused":
+            await self._supervisor.resume(record.id, record.name)
+        self._signal(record, _SIGKILL)
+        if not await _within(entry.ended.wait(), KILL_TIMEOUT_S):
+            raise RuntimeFailed("kill", record.name, f"it did not end within {KILL_TIMEOUT_S:g} s of SIGKILL")
+
+    async def _remove(self, entry: _Entry, *, force: bool) -> None:
+        if force and entry.record.status in LIVE:
+            await self._kill(entry)
+        async with entry.lock:
+            if entry.record.id not in self._entries:
+                return  # auto-removed meanwhile
+            entry.record = msgspec.structs.replace(entry.record, status=self._next(entry, "remove"))
+            await self._discard(entry)
+
+    def _watch(self, entry: _Entry, gone: Callable[[], Awaitable[None]]) -> None:
+        async def watch() -> None:
+            await gone()
+            await self._own(self._finish(entry))
+
+        self._background(watch(), f"watch {entry.record.id}")
+
+    async def _finish(self, entry: _Entry) -> None:
+        """Deal with the end of a container: true exit code, OOM, everything cleared, record stored or removed."""
+        async with entry.lock:
+            record = entry.record
+            code = await self._supervisor.exit_code(record.id)
+            usage = self._world.kernel.cgroup_usage(self._stage.cgroup(record.id))
+            lost = code is None
+            await self._clear(record)
+            await self._update(
+                entry,
+                durable=not record.auto_remove,
+                status=self._next(entry, "lost" if lost else "exited"),
+                exit_code=LOST_EXIT_CODE if lost else code,
+                error="its supervisor died without telling the exit code" if lost else "",
+                oom_killed=bool(usage.n_oom_kills),
+                finished_at_ns=self._world.clock.now_ns(),
+                network=Endpoint(network=record.network.network),
+                **_GONE,
+            )
+            ended = entry.record
+            self._ends.inc()
+            self._oom_kills.inc(ended.oom_killed)
+            self._logger.info("container.ended", id=ended.id, name=ended.name, exit_code=ended.exit_code, oom=ended.oom_killed)
+            if record.auto_remove:
+                await self._discard(entry)
+            entry.ended.set()
+
+    async def _clear(self, record: Container) -> None:
+        """Clear a container's kernel objects away; what refuses is logged and left for the next start of the daemon."""
+        try:
+            await self._world.kernel.kill_cgroup(self._stage.cgroup(record.id))
+            await self._supervisor.delete(record.id, record.name)
+            await self._stage.clear(record.id)
+        except (IsopodError, OSError) as error:
+            self._logger.error("container.clear_failed", id=record.id, name=record.name, why=str(error))
+
+    async def _discard(self, entry: _Entry) -> None:
+        """Forget a container. The record goes first: files without a record are removed at the next start."""
+        record = entry.record
+        await self._records.remove(record.id)
+        await self._supervisor.forget(record.id)
+        self._forget(record)
+        entry.ended.set()
+        self._background(self._world.disk.remove_tree(self._layout.container(record.id)), f"remove {record.id}")
+        self._logger.info("container.removed", id=record.id, name=record.name)
+
+    async def _update(self, entry: _Entry, *, durable: bool = True, **changes: Any) -> None:
+        changes["updated_at_ns"] = self._world.clock.now_ns()
+        record = msgspec.structs.replace(entry.record, **changes)
+        if durable:
+            await self._records.put(record)
+        entry.record = record
+
+    # --- small things -------------------------------------------------------------------------------------------------
+
+    def _find(self, name: str) -> _Entry:
+        if name in self._names:
+            return self._entries[self._names[name]]
+        found = [identifier for identifier in self._entries if identifier.startswith(name)] if len(name) >= 2 else []
+        if len(found) > 1:
+            raise InvalidArgument("container", name, f"{len(found)} ids begin so", "give more digits")
+        if not found:
+            raise NotFound("container", name, "`isopod ps -a` lists them")
+        return self._entries[found[0]]
+
+    def _forget(self, record: Container) -> None:
+        self._entries.pop(record.id, None)
+        if self._names.get(record.name) == record.id:
+            del self._names[record.name]
+
+    def _next(self, entry: _Entry, event: Event) -> Any:
+        return advance(entry.record.name, entry.record.status, event)
+
+    def _stop_signal(self, record: Container) -> int:
+        try:
+            return self._images.resolve(record.image_id).config.stop_signal
+        except NotFound:
+            return 15
+
+    def _signal(self, record: Container, signum: int) -> None:
+        if record.pid is not None and record.pid_started_ticks is not None:
+            self._world.processes.signal(ProcessIdentity(record.pid, record.pid_started_ticks), signum)
+
+    async def _signal_pid(self, pid: int, signum: int) -> None:
+        identity = self._world.processes.identify(pid)
+        if identity is not None and 1 <= signum <= _SIGNAL_MAX:
+            self._world.processes.signal(identity, signum)
+
+    async def _own(self, operation: Coroutine[Any, Any, Result]) -> Result:
+        """Run an operation to its end even if the caller is cancelled."""
+        return await asyncio.shield(self._background(operation, "operation", logged=False))
+
+    def _background(self, work: Coroutine[Any, Any, Result], name: str, *, logged: bool = True) -> "asyncio.Task[Result]":
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._n_tasks += 1
+        key = self._n_tasks
+        self._tasks[key] = task
+
+        def ended(done: asyncio.Task[Result]) -> None:
+            del self._tasks[key]
+            if not done.cancelled() and (error := done.exception()) is not None and logged:
+                self._logger.error("container.background_failed", task=name, why=repr(error))
+
+        task.add_done_callback(ended)
+        return task
+
+
+_GONE: Final[dict[str, Any]] = {
+    "pid": None,
+    "pid_started_ticks": None,
+    "supervisor_pid": None,
+    "supervisor_started_ticks": None,
+}
+_NOT_RUN: Final[dict[str, Any]] = {"exit_code": None, "finished_at_ns": None, "oom_killed": False, "error": ""}
+
+
+def _supervised(identity: ProcessIdentity) -> dict[str, Any]:
+    return {"supervisor_pid": identity.pid, "supervisor_started_ticks": identity.started_ticks}
+
+
+async def _within(condition: Awaitable[Any], timeout_s: float) -> bool:
+    try:
+        async with asyncio.timeout(timeout_s):
+            await condition
+    except TimeoutError:
+        return False
+    return True

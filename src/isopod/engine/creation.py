@@ -1,0 +1,126 @@
+"""Creation: from what a client asks for to a container's first record. Everything is checked here, before anything exists."""
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from isopod.api.messages import Container, ContainerSpec, Endpoint, Image, Mount, Resources
+from isopod.world.errors import InvalidArgument
+from isopod.world.ids import SHORT_ID_CHARS, check_name
+from isopod.world.units import CPUS_MAX
+from isopod.world.world import World
+
+MEMORY_BYTES_MIN: Final = 6 << 20
+"""Below this the OCI runtime itself does not come up inside the group."""
+_ARGUMENTS_MAX: Final = 8192
+_TEXT_CHARS_MAX: Final = 128 << 10
+_PROTECTED: Final = ("/", "/proc", "/sys", "/dev")
+
+
+def first_record(spec: ContainerSpec, image: Image, *, identifier: str, now_ns: int, boot_id: str) -> Container:
+    """Return the record of a container to be created.
+
+    Args:
+        spec: What was asked for.
+        image: The image it resolved to.
+        identifier: The new id.
+        now_ns: The time of creation.
+        boot_id: The kernel's boot.
+
+    Raises:
+        InvalidArgument: Something in the spec is malformed or out of range.
+    """
+    name = check_name("container name", spec.name) if spec.name else identifier[:SHORT_ID_CHARS]
+    hostname = check_name("hostname", spec.hostname) if spec.hostname else identifier[:SHORT_ID_CHARS]
+    _check_resources(spec.resources)
+    working_dir = spec.working_dir or image.config.working_dir or "/"
+    check_command(spec.command, spec.env, working_dir)
+    _check_mounts(spec.mounts)
+    return Container(
+        id=identifier,
+        name=name,
+        created_at_ns=now_ns,
+        updated_at_ns=now_ns,
+        image=spec.image,
+        image_id=image.id,
+        command=_command(spec, image),
+        working_dir=working_dir,
+        user=spec.user or image.config.user,
+        hostname=hostname,
+        env={**image.config.env, **spec.env},
+        labels={**image.config.labels, **spec.labels},
+        terminal=spec.terminal,
+        stdin_open=spec.stdin_open,
+        auto_remove=spec.auto_remove,
+        boot_id=boot_id,
+        network=Endpoint(network=spec.network),
+        resources=spec.resources,
+        mounts=spec.mounts,
+    )
+
+
+async def check_sources(world: World, mounts: Iterable[Mount]) -> None:
+    """Check that what is to be mounted exists on the host.
+
+    Raises:
+        InvalidArgument: A source is missing.
+    """
+    for mount in mounts:
+        if mount.kind == "bind" and await world.disk.stat(mount.source) is None:
+            raise InvalidArgument("volume", mount.source, "no such file or folder on the host", "create it first")
+
+
+def check_command(command: Iterable[str], env: Mapping[str, str], working_dir: str) -> None:
+    """Check what a command is started with.
+
+    Raises:
+        InvalidArgument: A text holds a NUL or is too long, a variable has no name, or the working directory is relative.
+    """
+    _check_texts((*command, *env, *env.values(), working_dir))
+    for key in env:
+        if not key or "=" in key:
+            raise InvalidArgument("environment variable", key, "want KEY=VALUE")
+    if not working_dir.startswith("/"):
+        raise InvalidArgument("working directory", working_dir, "want an absolute path")
+
+
+def _command(spec: ContainerSpec, image: Image) -> tuple[str, ...]:
+    command = (*image.config.entrypoint, *(spec.command or image.config.command))
+    if not command or not command[0]:
+        raise InvalidArgument("command", "", f"neither given nor set by image {spec.image}", "add one: isopod run IMAGE COMMAND")
+    return command
+
+
+def _check_resources(resources: Resources) -> None:
+    memory, cpus, pids = resources.memory_bytes_max, resources.cpus, resources.pids_max
+    if memory is not None and memory < MEMORY_BYTES_MIN:
+        raise InvalidArgument("memory limit", memory, f"want at least {MEMORY_BYTES_MIN >> 20}m")
+    if cpus is not None and not 0.01 <= cpus <= CPUS_MAX:
+        raise InvalidArgument("cpus", cpus, f"want 0.01 to {CPUS_MAX:g}")
+    if pids is not None and not 1 <= pids <= 4_194_304:
+        raise InvalidArgument("pids limit", pids, "want 1 to 4194304")
+    if resources.disk_bytes_max is not None:
+        raise InvalidArgument("disk limit", resources.disk_bytes_max, "no storage driver here can enforce one")
+
+
+def _check_texts(texts: Iterable[str]) -> None:
+    for n_texts, text in enumerate(texts, 1):
+        if "\0" in text or len(text) > _TEXT_CHARS_MAX or n_texts > _ARGUMENTS_MAX:
+            raise InvalidArgument("argument", text[:40], "holds a NUL, or is too long, or there are too many")
+
+
+def _check_mounts(mounts: tuple[Mount, ...]) -> None:
+    seen: list[str] = []
+    for mount in mounts:
+        _check_texts((mount.source, mount.destination))
+        destination = "/" + "/".join(part for part in mount.destination.split("/") if part not in ("", "."))
+        if not mount.destination.startswith("/") or ".." in mount.destination.split("/"):
+            raise InvalidArgument("mount destination", mount.destination, "want an absolute path without '..'")
+        if destination in _PROTECTED or destination.startswith(("/proc/", "/sys/")):
+            raise InvalidArgument("mount destination", mount.destination, "isopod keeps that place")
+        if destination in seen:
+            raise InvalidArgument("mount destination", mount.destination, "given twice")
+        if mount.kind == "volume":
+            raise InvalidArgument("volume", mount.source, "named volumes do not exist yet", "give an absolute host path: -v /HOST:/CONT")
+        if mount.kind == "bind" and not mount.source.startswith("/"):
+            raise InvalidArgument("volume", mount.source, "want an absolute host path", "for example -v /data:/data:ro")
+        seen.append(destination)

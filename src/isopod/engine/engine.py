@@ -1,0 +1,129 @@
+"""Engine: everything one machine needs to run containers, put together over a World.
+
+`open` probes the machine, reads what is stored, adopts what runs, and only then returns: whoever has an Engine sees true states.
+`close` lets go without stopping anything; `dispose` also removes the bridges and the filter table, for a node on which nothing runs.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from isopod.api.messages import LogsRequest, NetworkRecord, NetworkSpec, RemovedImage
+from isopod.engine.adoption import Adoption
+from isopod.engine.containers import Containers
+from isopod.engine.images.store import ImageStore
+from isopod.engine.layout import Layout
+from isopod.engine.network.networks import Networks
+from isopod.engine.probe import Machine, RuntimeChoice, probe
+from isopod.engine.records import FileRecords
+from isopod.engine.stage import Stage
+from isopod.engine.states import LIVE
+from isopod.engine.supervisor import Supervisor
+from isopod.runtime.logger import Logger
+from isopod.runtime.metrics import Registry
+from isopod.world.errors import InUse
+from isopod.world.world import World
+
+
+class EngineSettings(NamedTuple):
+    """What the engine is told."""
+
+    paths: Mapping[str, str]
+    prefix: str
+    default_subnet: str
+    pool_size: int
+    runtime: RuntimeChoice = "auto"
+    log_bytes_max: int = 64 << 20
+    """Size at which a container's log starts anew: a chatty container cannot fill the disk."""
+
+
+class Engine:
+    """One machine's containers, images and networks. Made by `open`."""
+
+    def __init__(
+        self, machine: Machine, layout: Layout, *, images: ImageStore, networks: Networks, stage: Stage, containers: Containers
+    ) -> None:
+        self.machine = machine
+        self.layout = layout
+        self.images = images
+        self.networks = networks
+        self.containers = containers
+        self._stage = stage
+
+    @classmethod
+    async def open(cls, world: World, settings: EngineSettings, *, logger: Logger, metrics: Registry) -> "Engine":
+        """Probe, read, adopt.
+
+        Args:
+            world: The machine; its private mount namespace is entered and its folders are locked by the caller.
+            settings: What to use.
+            logger: Told of what happens.
+            metrics: Where the parts count.
+
+        Raises:
+            ToolMissing: The machine lacks something.
+            BadRecord: The networks file is damaged.
+        """
+        layout = Layout.of(settings.paths)
+        for folder in (layout.containers, layout.bundles, layout.namespaces, layout.supervisor.exits, layout.supervisor.runtime_state):
+            await world.disk.make_directory(folder)
+        machine = await probe(world, settings.runtime)
+        images = await ImageStore.open(world, layout.images, logger=logger)
+        networks = await Networks.open(
+            world,
+            file=layout.networks,
+            namespaces=layout.namespaces,
+            prefix=settings.prefix,
+            default_subnet=settings.default_subnet,
+            pool_size=settings.pool_size,
+            logger=logger,
+        )
+        stage = Stage(
+            world,
+            layout,
+            images,
+            networks,
+            cgroup_root=settings.prefix,
+            cgroups=world.kernel.cgroup_facts(),
+            seccomp=machine.seccomp,
+        )
+        supervisor = Supervisor(world, machine.tools, layout.supervisor, log_bytes_max=settings.log_bytes_max)
+        records = FileRecords(world, layout.records, logger)
+        containers = Containers(world, records, images, stage, supervisor=supervisor, layout=layout, logger=logger, metrics=metrics)
+        adoption = Adoption(world, records, containers, stage, supervisor=supervisor, networks=networks, layout=layout, logger=logger)
+        await adoption.run()
+        return cls(machine, layout, images=images, networks=networks, stage=stage, containers=containers)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no container runs."""
+        return not any(record.status in LIVE for record in self.containers.list(all_states=True))
+
+    async def remove_image(self, name: str) -> RemovedImage:
+        """Drop an image's name, and the image with its last one. Raises NotFound, InUse."""
+        return await self.images.remove(name, used_by=self.containers.user_of)
+
+    async def create_network(self, spec: NetworkSpec) -> NetworkRecord:
+        """Create a bridge network. Raises AlreadyExists, InvalidArgument."""
+        return await self.networks.create(spec)
+
+    async def remove_network(self, name: str) -> None:
+        """Remove a network no container is to be on. Raises NotFound, InUse."""
+        user = self.containers.users_of_network(name)
+        if user is not None:
+            raise InUse("network", name, f"container {user}", f"remove it first: isopod rm {user}")
+        await self.networks.remove(name)
+
+    def log_of(self, request: LogsRequest) -> str:
+        """Return the path of a container's log. Raises NotFound."""
+        return self.layout.log(self.containers.get(request.name).id)
+
+    async def close(self) -> None:
+        """Let go; containers go on."""
+        await self.containers.settle()
+        await self.containers.close()
+        await self.networks.close()
+
+    async def dispose(self) -> None:
+        """Remove bridges, filter table and the top control group; call it only when idle, after `close`."""
+        await self.networks.dispose()
+        await self._stage.dispose()

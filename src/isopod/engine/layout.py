@@ -1,0 +1,60 @@
+"""Layout: where the engine keeps the parts of each container, derived from the table of paths."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from isopod.engine.supervisor import SupervisorPaths
+
+
+class Layout(NamedTuple):
+    """The engine's folders. Those below `run_root` need not survive a reboot."""
+
+    root: str
+    run_root: str
+    images: str
+    containers: str
+    networks: str
+    records: str
+
+    @classmethod
+    def of(cls, paths: Mapping[str, str]) -> "Layout":
+        """Derive the layout from resolved paths (`isopod.world.paths.resolve`)."""
+        return cls(
+            root=paths["root"],
+            run_root=paths["run_root"],
+            images=paths["images"],
+            containers=paths["containers"],
+            networks=paths["networks"],
+            records=f"{paths['metadata']}/containers",
+        )
+
+    @property
+    def namespaces(self) -> str:
+        """Pinned network namespaces."""
+        return f"{self.run_root}/netns"
+
+    @property
+    def bundles(self) -> str:
+        """OCI bundles, one folder per container that runs."""
+        return f"{self.run_root}/bundles"
+
+    @property
+    def supervisor(self) -> SupervisorPaths:
+        """The supervisors' folders."""
+        return SupervisorPaths(bundles=self.bundles, exits=f"{self.run_root}/exits", runtime_state=f"{self.run_root}/runtime")
+
+    def bundle(self, identifier: str) -> str:
+        """The OCI bundle of one container."""
+        return f"{self.bundles}/{identifier}"
+
+    def container(self, identifier: str) -> str:
+        """The durable folder of one container."""
+        return f"{self.containers}/{identifier}"
+
+    def upper(self, identifier: str) -> str:
+        """A container's writable layer."""
+        return f"{self.container(identifier)}/upper"
+
+    def log(self, identifier: str) -> str:
+        """What a container wrote, in the k8s log format."""
+        return f"{self.container(identifier)}/container.log"

@@ -1,0 +1,216 @@
+"""Attachments: which container is on which network, with which namespace, link and address.
+
+Rules:
+- attach and detach of one container run one after the other and to their end (`Sequencer`); different containers run side by side. An
+  attach that fails or is cancelled leaves nothing behind.
+- `detach` returns when the namespace is unpinned; that the link is gone is waited for in the background, because it takes the kernel tens
+  of milliseconds. The address is free only then: an `attach` that finds no other waits for it.
+- If the kernel refuses to remove a namespace, the container keeps its lease and `detach` may be tried again; if it refuses to remove a
+  link, the address stays taken until the network or the node ends, where it is tried once more.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from isopod.api.messages import Endpoint
+from isopod.engine.network import names
+from isopod.engine.network.ipam import Subnet
+from isopod.engine.network.owners import Owner, Owners
+from isopod.engine.network.pool import GUEST_LINK, Pool, Wiring
+from isopod.engine.network.sequencer import Sequencer
+from isopod.engine.network.store import StoredNetwork
+from isopod.runtime.logger import Logger
+from isopod.world.errors import AlreadyExists, InvalidArgument, IsopodError, from_os_error
+from isopod.world.world import World
+
+
+class Attachment(NamedTuple):
+    """A container's place, for its bundle."""
+
+    namespace: str | None
+    """Path of the network namespace to join; "" to share the host's; None for a new one with loopback only, which the OCI runtime makes."""
+    endpoint: Endpoint
+
+
+@dataclass(slots=True)
+class Net:
+    """A bridge network at work."""
+
+    stored: StoredNetwork
+    subnet: Subnet
+    pool: Pool
+
+
+@dataclass(slots=True)
+class _Lease:
+    net: Net
+    address: str
+    name: str | None
+    """Of namespace and link; None while there is none."""
+
+
+class Attachments:
+    """The containers on bridge networks of one instance.
+
+    Args:
+        world: The machine.
+        wiring: Makes and removes namespaces.
+        owners: Where it is noted who has which.
+        sequencer: Runs the operations; its keys are container ids and names of links.
+        logger: Told of what is not as expected.
+    """
+
+    def __init__(self, world: World, wiring: Wiring, owners: Owners, *, sequencer: Sequencer, logger: Logger) -> None:
+        self._world = world
+        self._wiring = wiring
+        self._owners = owners
+        self._sequencer = sequencer
+        self._logger = logger
+        self._leases: dict[str, _Lease] = {}
+        self._ending: dict[str, _Lease] = {}  # by the link's name: detached, but the link may be there still
+
+    def users(self, net: Net) -> Sequence[str]:
+        """Return the ids of the containers on a network."""
+        return [container_id for container_id, lease in self._leases.items() if lease.net is net]
+
+    def all_users(self) -> Sequence[str]:
+        """Return the ids of all containers, and the names of links that are still to go."""
+        return [*self._leases, *self._ending]
+
+    async def adopt(self, container_id: str, net: Net | None) -> None:
+        """Take over a running container that an earlier daemon attached.
+
+        Raises:
+            OSError: The disk failed.
+        """
+        owner = await self._owners.read(container_id)
+        why = "its namespace is not known" if owner is None or net is None else ""
+        if owner is not None and net is not None:
+            try:
+                net.subnet.take(owner.address)
+            except (AlreadyExists, InvalidArgument) as error:
+                why = str(error)
+            else:
+                self._wiring.claim(owner.name)
+                self._leases[container_id] = _Lease(net, owner.address, owner.name)
+        if why:
+            self._logger.error("network_adoption_failed", container=container_id, why=why)
+
+    async def sweep(self, prefix: str, folder: str) -> None:
+        """Remove namespaces below `folder`, links of the instance and notes that no attached container has.
+
+        Raises:
+            OSError: The kernel or the disk failed.
+        """
+        kept = [lease.name for lease in self._leases.values()]
+        links = (await self._world.kernel.inventory(prefix, [])).links
+        found = [*await self._world.disk.list(folder), *(link for link in links if names.owns_veth(prefix, link))]
+        strays = [name for name in dict.fromkeys(found) if name not in kept]
+        await self._wiring.remove_all(strays)
+        for container_id in await self._owners.list():
+            if container_id not in self._leases:
+                await self._owners.remove(container_id)
+        if strays:
+            self._logger.info("network_strays_removed", n_namespaces=len(strays))
+
+    async def attach(self, container_id: str, find: Callable[[], Net]) -> Attachment:
+        """Give a container a namespace on the network that `find` names when its turn has come.
+
+        Raises:
+            IsopodError: See `Networks.attach`; nothing is left behind, on cancellation neither.
+        """
+        try:
+            return await self._sequencer.run(container_id, lambda: self._attach(container_id, find))
+        except asyncio.CancelledError:
+            self._sequencer.start(container_id, lambda: self._detach(container_id))
+            raise
+
+    async def detach(self, container_id: str) -> None:
+        """Take a container's namespace, link and address away; one that is not attached is fine.
+
+        Raises:
+            UnavailableError: The kernel or a disk failed; call again.
+        """
+        if container_id in self._leases or self._sequencer.is_busy(container_id):
+            await self._sequencer.run(container_id, lambda: self._detach(container_id))
+
+    async def end_rest(self, net: Net) -> None:
+        """Wait for the links of detached containers of a network to go, once more where that failed.
+
+        Raises:
+            OSError: The kernel refused.
+        """
+        for link in [link for link, lease in self._ending.items() if lease.net is net]:
+            await self._sequencer.wait(link)
+            if link in self._ending:
+                await self._end(self._ending[link], link)
+
+    async def _attach(self, container_id: str, find: Callable[[], Net]) -> Attachment:
+        if container_id in self._leases:
+            raise AlreadyExists("network end point of container", container_id)
+        lease = self._leases[container_id] = await self._allocate(find)
+        try:
+            return await self._wire(container_id, lease)
+        except BaseException as error:
+            try:
+                await self._detach(container_id)
+            except IsopodError as failure:
+                self._logger.error("network_detach_failed", container=container_id, why=str(failure))
+            if isinstance(error, OSError):
+                raise from_os_error(error, "attach a container to network", lease.net.stored.name) from error
+            raise
+
+    async def _allocate(self, find: Callable[[], Net]) -> _Lease:
+        """Return a lease without a namespace; when all addresses are in use, after waiting for those that are about to be free."""
+        while True:
+            net = find()
+            ending = [link for link, lease in self._ending.items() if lease.net is net and self._sequencer.is_busy(link)]
+            if not ending or net.subnet.n_taken < net.subnet.capacity:
+                return _Lease(net, net.subnet.allocate(), None)
+            await self._sequencer.wait(ending[0])
+
+    async def _wire(self, container_id: str, lease: _Lease) -> Attachment:
+        network, subnet = lease.net.stored.name, lease.net.subnet
+        name = lease.name = await lease.net.pool.take()
+        path = self._wiring.path(name)
+        address = f"{lease.address}/{subnet.prefix_length}"
+        mac = await self._world.kernel.configure_link(path, GUEST_LINK, address=address, gateway=subnet.gateway)
+        await self._owners.write(container_id, Owner(network, name, lease.address))
+        endpoint = Endpoint(
+            network=network,
+            ip_address=lease.address,
+            prefix_length=subnet.prefix_length,
+            gateway=subnet.gateway,
+            mac_address=mac,
+        )
+        return Attachment(path, endpoint)
+
+    async def _detach(self, container_id: str) -> None:
+        lease = self._leases.get(container_id)
+        if lease is None:
+            return
+        link = lease.name
+        try:
+            if link is not None:
+                await self._wiring.unpin(link)
+            await self._owners.remove(container_id)
+        except OSError as error:
+            raise from_os_error(error, "detach from network", lease.net.stored.name) from error
+        del self._leases[container_id]
+        if link is None:
+            lease.net.subnet.release(lease.address)
+        else:
+            self._ending[link] = lease
+            self._sequencer.start(link, lambda: self._end(lease, link))
+
+    async def _end(self, lease: _Lease, link: str) -> None:
+        """Wait for the link to go, then free the address."""
+        try:
+            await self._wiring.unlink(link)
+        except OSError as error:
+            self._logger.error("network_link_left", link=link, network=lease.net.stored.name, why=str(error))
+            raise
+        lease.net.subnet.release(lease.address)
+        del self._ending[link]

@@ -1,0 +1,386 @@
+"""Supervisor: starts a container's first process, or one more, under conmon and the OCI runtime, outside the daemon.
+
+conmon holds the stdio, writes the log and the exit file, and serves an attach socket, so that the daemon's death stops nothing.
+It is started in two steps: spawned, it waits on its start pipe; only when the caller has recorded who it is does `Launch.create`
+let it go on. So there is no moment at which a supervisor runs that no record names (but see `running`, for kill -9 in between).
+
+Not here: what a container's life means (`containers`), what its bundle holds (`bundle`).
+Source: conmon(8) 2.1; the pipe messages {"data": N, "message": S} as conmon 2.1.6 sends them, checked by experiment.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from isopod.world.errors import CommandNotRunnable, IsopodError, RuntimeFailed, from_os_error
+from isopod.world.network import PacketConnection
+from isopod.world.processes import Pipe, Process, ProcessIdentity
+from isopod.world.world import World
+
+CREATE_TIMEOUT_S: Final = 60.0
+RUNTIME_TIMEOUT_S: Final = 30.0
+_STDOUT: Final = 2
+_STDERR: Final = 3
+_RESIZE: Final = 1
+_LINE_BYTES_MAX: Final = 64 << 10
+
+
+class Tools(NamedTuple):
+    """The programs in use, absolute paths, and why these."""
+
+    runtime: str
+    runtime_why: str
+    supervisor: str
+    supervisor_why: str
+
+
+class SupervisorPaths(NamedTuple):
+    """Folders of one instance."""
+
+    bundles: str
+    """BUNDLES/ID is the bundle of a container."""
+    exits: str
+    runtime_state: str
+
+
+class Output(NamedTuple):
+    """Bytes a command wrote."""
+
+    is_stderr: bool
+    data: bytes
+
+
+class Attached:
+    """An open attach socket: the command's stdio as long as both live.
+
+    Args:
+        world: Where it runs.
+        connection: conmon's attach socket.
+        control: Path of conmon's control pipe.
+    """
+
+    def __init__(self, world: World, connection: PacketConnection, control: str) -> None:
+        self._disk = world.disk
+        self._connection = connection
+        self._control = control
+
+    async def outputs(self) -> AsyncIterator[Output]:
+        """Yield what the command writes until it closes its outputs."""
+        while True:
+            try:
+                packet = await self._connection.receive()
+            except OSError:  # conmon ended with our input unread
+                return
+            if not packet:
+                return
+            if packet[0] in (_STDOUT, _STDERR) and len(packet) > 1:
+                yield Output(packet[0] == _STDERR, packet[1:])
+
+    async def write(self, data: bytes) -> bool:
+        """Send input; False if the command reads no more."""
+        try:
+            for start in range(0, len(data), 8192):
+                await self._connection.send(data[start : start + 8192])
+        except OSError:
+            return False
+        return True
+
+    def end_input(self) -> None:
+        """Close the command's stdin."""
+        try:
+            self._connection.shutdown_write()
+        except OSError:
+            return  # it is gone already
+
+    async def resize(self, rows: int, columns: int) -> None:
+        """Tell the terminal's new size."""
+        control = await self._disk.open_append(self._control)
+        try:
+            await control.append(b"%d %d %d\n" % (_RESIZE, rows, columns))
+        finally:
+            control.close()
+
+    def close(self) -> None:
+        """Let go; the command runs on."""
+        self._connection.close()
+
+
+class _Message(msgspec.Struct):
+    data: int
+    message: str = ""
+
+
+class _SyncPipe:
+    """conmon's messages, one JSON object a line."""
+
+    def __init__(self, pipe: Pipe) -> None:
+        self._pipe = pipe
+        self._buffer = b""
+
+    async def next(self) -> _Message | None:
+        """Return the next message, None at the end or for anything that is not one."""
+        while b"\n" not in self._buffer:
+            data = await self._pipe.read()
+            if not data or len(self._buffer) > _LINE_BYTES_MAX:
+                return None
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        try:
+            return msgspec.json.decode(line, type=_Message)
+        except msgspec.DecodeError:
+            return None
+
+    def close(self) -> None:
+        self._pipe.close()
+
+
+class Launch:
+    """A supervisor that waits for the word. `create` is called once, or `abort`."""
+
+    def __init__(self, process: Process, name: str, command: Sequence[str]) -> None:
+        self._process = process
+        self._name = name
+        self._command = command
+
+    @property
+    def supervisor(self) -> ProcessIdentity:
+        """Who the supervisor is."""
+        return self._process.identity
+
+    async def create(self) -> int:
+        """Let the supervisor create the container; return the first process's pid.
+
+        Raises:
+            CommandNotRunnable: The command is missing or not executable.
+            RuntimeFailed: The runtime refused, or did not answer in time.
+        """
+        start, sync = self._process.pipes["_OCI_STARTPIPE"], _SyncPipe(self._process.pipes["_OCI_SYNCPIPE"])
+        try:
+            async with asyncio.timeout(CREATE_TIMEOUT_S):
+                await start.write(b"\0")
+                return _expect_pid(await sync.next(), self._name, self._command)
+        except (TimeoutError, OSError) as error:
+            raise RuntimeFailed("create", self._name, _why(error, CREATE_TIMEOUT_S)) from error
+        finally:
+            start.close()
+            sync.close()
+
+    async def wait_supervisor(self) -> None:
+        """Return when the supervisor ended (also reaps it)."""
+        await self._process.wait()
+
+    def abort(self) -> None:
+        """Close the pipes without the word."""
+        for pipe in self._process.pipes.values():
+            pipe.close()
+
+
+class ExecSession:
+    """One more command in a container, created and running."""
+
+    def __init__(self, process: Process, pid: int, attached: Attached, sync: _SyncPipe) -> None:
+        self.pid = pid
+        self.attached = attached
+        self._process = process
+        self._sync = sync
+
+    async def wait(self) -> int | None:
+        """Return the command's exit code, None if its supervisor died without telling."""
+        message = await self._sync.next()
+        await self._process.wait()
+        return message.data if message is not None and message.data >= 0 else None
+
+    def close(self) -> None:
+        """Let go of pipes and sockets; the command runs on."""
+        self._sync.close()
+        self.attached.close()
+
+
+class Supervisor:
+    """conmon and the runtime of one instance.
+
+    Args:
+        world: Where they run.
+        tools: The programs.
+        paths: The instance's folders.
+        log_bytes_max: Size at which conmon starts a container's log anew.
+    """
+
+    def __init__(self, world: World, tools: Tools, paths: SupervisorPaths, *, log_bytes_max: int) -> None:
+        self._world = world
+        self._tools = tools
+        self._paths = paths
+        self._log_bytes_max = log_bytes_max
+
+    async def launch(self, identifier: str, name: str, *, log: str, command: Sequence[str], terminal: bool, stdin: bool) -> Launch:
+        """Spawn the supervisor of a container's first process; its bundle stands at BUNDLES/ID."""
+        bundle = f"{self._paths.bundles}/{identifier}"
+        argv = [
+            *self._common(identifier, identifier, name, bundle, terminal=terminal, stdin=stdin),
+            *("--persist-dir", bundle, "--exit-dir", self._paths.exits),
+            *("-l", f"k8s-file:{log}", "--log-size-max", str(self._log_bytes_max), "--no-sync-log"),
+        ]
+        process = await self._spawn(argv, {"_OCI_SYNCPIPE": "read", "_OCI_STARTPIPE": "write"}, name)
+        return Launch(process, name, command)
+
+    async def attach(self, identifier: str) -> Attached:
+        """Connect to the stdio of a container's first process."""
+        return await self._connect(f"{self._paths.bundles}/{identifier}")
+
+    async def exec(
+        self, identifier: str, name: str, session: str, *, spec: Mapping[str, Any], stdin: bool, size: tuple[int, int]
+    ) -> ExecSession:
+        """Start one more command; its working folder BUNDLES/ID/SESSION exists when this is called.
+
+        Raises:
+            CommandNotRunnable: The command is missing or not executable.
+            RuntimeFailed: The runtime refused, or did not answer in time.
+        """
+        folder = f"{self._paths.bundles}/{identifier}/{session}"
+        await self._world.disk.write(f"{folder}/process.json", msgspec.json.encode(spec))
+        argv = [
+            *self._common(identifier, session, name, folder, terminal=spec["terminal"], stdin=stdin),
+            *("--exec", "--exec-attach", "--exec-process-spec", f"{folder}/process.json"),
+            *("--exit-dir", folder, "-l", "none"),
+        ]
+        process = await self._spawn(argv, {"_OCI_SYNCPIPE": "read", "_OCI_STARTPIPE": "write", "_OCI_ATTACHPIPE": "read"}, name)
+        try:
+            async with asyncio.timeout(CREATE_TIMEOUT_S):
+                return await self._begin_exec(process, name, folder, command=spec["args"], size=size if spec["terminal"] else (0, 0))
+        except (TimeoutError, OSError) as error:
+            raise RuntimeFailed("exec in", name, _why(error, CREATE_TIMEOUT_S)) from error
+
+    async def _begin_exec(self, process: Process, name: str, folder: str, *, command: Sequence[str], size: tuple[int, int]) -> ExecSession:
+        start, sync = process.pipes["_OCI_STARTPIPE"], _SyncPipe(process.pipes["_OCI_SYNCPIPE"])
+        ready = _SyncPipe(process.pipes["_OCI_ATTACHPIPE"])
+        attached: Attached | None = None
+        try:
+            await start.write(b"\0")
+            if await ready.next() is None:
+                raise RuntimeFailed("exec in", name, "the supervisor did not offer its attach socket")
+            attached = await self._connect(folder)
+            if size != (0, 0):
+                await attached.resize(*size)
+            await start.write(b"\0")
+            return ExecSession(process, _expect_pid(await sync.next(), name, command), attached, sync)
+        except BaseException:
+            sync.close()
+            if attached is not None:
+                attached.close()
+            raise
+        finally:
+            ready.close()
+            start.close()
+
+    async def start(self, identifier: str, name: str) -> None:
+        """Let a created container's command begin."""
+        await self._runtime("start", identifier, name=name)
+
+    async def pause(self, identifier: str, name: str) -> None:
+        """Freeze every process of a container."""
+        await self._runtime("pause", identifier, name=name)
+
+    async def resume(self, identifier: str, name: str) -> None:
+        """Thaw a paused container."""
+        await self._runtime("resume", identifier, name=name)
+
+    async def delete(self, identifier: str, name: str) -> None:
+        """Remove what the runtime keeps of a container, killing what is left of it; one it does not know is fine."""
+        if await self._world.disk.stat(f"{self._paths.runtime_state}/{identifier}") is not None:
+            await self._runtime("delete", "--force", identifier, name=name)
+
+    async def known(self) -> Sequence[str]:
+        """Return the ids of which the runtime keeps state."""
+        return await self._world.disk.list(self._paths.runtime_state)
+
+    async def state(self, identifier: str) -> tuple[str, int]:
+        """Return the runtime's word for a container's state ("created", "running", "stopped", "" if unknown) and its first pid."""
+        done = await self._run("state", identifier)
+        if done.returncode != 0:
+            return "", 0
+        state = msgspec.json.decode(done.stdout, type=_State)
+        return state.status, state.pid
+
+    async def exit_code(self, identifier: str) -> int | None:
+        """Return what the supervisor left as exit code, None if it left nothing."""
+        path = f"{self._paths.exits}/{identifier}"
+        if await self._world.disk.stat(path) is None:
+            return None
+        text = (await self._world.disk.read(path, n_bytes_max=64)).strip()
+        return int(text) & 0xFF if text.isdigit() else None
+
+    async def forget(self, identifier: str) -> None:
+        """Remove the exit file."""
+        await self._world.disk.remove(f"{self._paths.exits}/{identifier}")
+
+    def running(self) -> dict[str, ProcessIdentity]:
+        """Return this instance's live supervisors of first processes, by container id."""
+        found = {}
+        for identity, argv in self._world.processes.find(self._tools.supervisor):
+            if self._paths.exits in argv and "-c" in argv:
+                found[argv[argv.index("-c") + 1]] = identity
+        return found
+
+    def _common(self, identifier: str, session: str, name: str, folder: str, *, terminal: bool, stdin: bool) -> list[str]:
+        return [
+            *(self._tools.supervisor, "--api-version", "1", "--sync", "-c", identifier, "-u", session, "-n", name),
+            *("-r", self._tools.runtime, "--runtime-arg", "--root", "--runtime-arg", self._paths.runtime_state),
+            *("-b", folder, "-p", f"{folder}/pid", "--full-attach", "--no-new-keyring", "--log-level", "error"),
+            *(["-t"] if terminal else []),
+            *(["-i"] if stdin else []),
+        ]
+
+    async def _spawn(self, argv: list[str], pipes: Mapping[str, Any], name: str) -> Process:
+        env = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+        try:
+            return await self._world.processes.spawn(argv, env=env, pipes=pipes)
+        except OSError as error:
+            raise from_os_error(error, "start the supervisor of", name) from error
+
+    async def _connect(self, folder: str) -> Attached:
+        connection = await self._world.network.connect_packets(f"{folder}/attach")
+        return Attached(self._world, connection, f"{folder}/ctl")
+
+    async def _run(self, *arguments: str) -> Any:
+        argv = [self._tools.runtime, "--root", self._paths.runtime_state, *arguments]
+        return await self._world.processes.run(argv, timeout_s=RUNTIME_TIMEOUT_S)
+
+    async def _runtime(self, *arguments: str, name: str) -> None:
+        done = await self._run(*arguments)
+        if done.returncode != 0:
+            raise classify(f"{arguments[0]}", name, done.stderr.decode(errors="replace"), ())
+
+
+class _State(msgspec.Struct):
+    status: str
+    pid: int = 0
+
+
+def classify(action: str, name: str, text: str, command: Sequence[str]) -> IsopodError:
+    """Turn a runtime's words into an error: a command that is missing (127) or not runnable (126), or a failure of the runtime.
+
+    The texts are those of crun 1.8-1.21 and runc 1.1; an unknown text is passed on whole.
+    """
+    line = " ".join(text.split()) or "no reason given"
+    lowered = line.lower()
+    program = command[0] if command else name
+    about_command = "executable" in lowered or "exec:" in lowered or "exec " in lowered
+    if about_command and ("not found" in lowered or "no such file" in lowered):
+        return CommandNotRunnable(program, "no such command in the image")
+    if about_command and any(words in lowered for words in ("permission denied", "not permitted", "is a directory", "format error")):
+        return CommandNotRunnable(program, "it is not an executable file", exit_code=126)
+    return RuntimeFailed(action, name, line)
+
+
+def _expect_pid(message: _Message | None, name: str, command: Sequence[str]) -> int:
+    if message is None:
+        raise RuntimeFailed("create", name, "the supervisor ended without a word")
+    if message.data <= 0:
+        raise classify("create", name, message.message, command)
+    return message.data
+
+
+def _why(error: BaseException, limit_s: float) -> str:
+    return f"no answer within {limit_s:g} s" if isinstance(error, TimeoutError) else str(error)

@@ -1,0 +1,92 @@
+"""`isopod node`: one node in the foreground, on the host, until SIGTERM or SIGINT.
+
+Errors go to standard error as the two lines every isopod command prints; events as JSON lines. A second signal ends the process at once;
+containers go on either way.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from isopod import __version__
+from isopod.node.node import Node, pin_of
+from isopod.node.services import NodeFacts
+from isopod.runtime.config import NodeConfig, choose_file, load_config
+from isopod.runtime.logger import Logger
+from isopod.world.errors import InvalidArgument, IsopodError, Unsupported, UsageError, from_os_error
+from isopod.world.host import daemon
+from isopod.world.host.loop import loop_facts, new_loop
+from isopod.world.host.world import make_host_world
+from isopod.world.world import World
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a node.
+
+    Args:
+        argv: Flags and values: "--root", "/data" or "--root=/data".
+
+    Returns:
+        The exit code: 0 after a signal, else that of the error.
+    """
+    try:
+        config = _configure(argv)
+        loop = new_loop(config.event_loop)
+        world = make_host_world()
+        logger = Logger(daemon.write_stderr, world.clock, level=config.log_level)
+        return daemon.run(loop, _serve(world, config, logger))
+    except IsopodError as error:
+        daemon.write_stderr(describe(error).encode(errors="replace"))
+        return error.exit_code
+
+
+def describe(error: IsopodError) -> str:
+    """Return an error as its user sees it: one line, and a hint where there is one."""
+    hint = f"hint: {error.hint}\n" if error.hint else ""
+    return f"error: {error.message}\n{hint}"
+
+
+async def _serve(world: World, config: NodeConfig, logger: Logger) -> int:
+    # The namespace comes first: entering it needs a process that has no other thread yet.
+    run_root = config.paths["run_root"]
+    try:
+        await world.disk.make_directory(run_root, mode=0o711)
+        await world.disk.make_directory(f"{run_root}/ns")
+        await world.kernel.prepare(pin_of(config))
+    except OSError as error:
+        raise from_os_error(error, "set up the mount namespace below", run_root) from error
+    kind, why = ("asyncio", "asked for") if config.event_loop == "asyncio" else loop_facts()
+    facts = NodeFacts(started_at_ns=world.clock.now_ns(), event_loop=f"{kind} ({why})", core=__version__)
+    node = Node(world, config, logger, facts)
+    await node.start(socket_gid=daemon.group_id(config.socket_group))
+    await node.stop(await daemon.wait_signal())
+    return 0
+
+
+def _configure(argv: Sequence[str]) -> NodeConfig:
+    if not daemon.is_root():
+        raise Unsupported("a node without root", "it makes mounts, namespaces and control groups", "run it as root: sudo isopod node")
+    flags = _flags(argv)
+    environment = daemon.environment()
+    path, asked = choose_file(flags=flags, environment=environment)
+    try:
+        text = daemon.read_text(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read config file {path}: {error}") from error
+    if text is None and asked:
+        raise InvalidArgument("config file", path, "no such file")
+    return load_config(flags=flags, environment=environment, file_text=text, file_name=path)
+
+
+def _flags(argv: Sequence[str]) -> Mapping[str, str]:
+    flags: dict[str, str] = {}
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        flag, equals, value = word.partition("=")
+        if not flag.startswith("--"):
+            raise InvalidArgument("argument", word, "unexpected", "see `isopod node --help`")
+        if not equals:
+            if not words:
+                raise InvalidArgument("flag", flag, "wants a value", "see `isopod node --help`")
+            value = words.pop(0)
+        flags[flag] = value
+    return flags

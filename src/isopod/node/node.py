@@ -1,0 +1,135 @@
+"""Node: an engine served over RPC on a World, from locking its folders to the last phase of its shutdown.
+
+The same class runs on the host and in the simulation; what is only the host's (arguments, signals, standard error) is in `main`.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import msgspec
+
+from isopod.engine.engine import Engine, EngineSettings
+from isopod.net.rpc.server import Server
+from isopod.node.services import NodeFacts, Services
+from isopod.runtime.config import NodeConfig
+from isopod.runtime.logger import Logger
+from isopod.runtime.metrics import Registry
+from isopod.runtime.shutdown import ShutdownCoordinator, ShutdownPhase, ShutdownResource
+from isopod.world.disk import OpenFile
+from isopod.world.errors import AlreadyServing, from_os_error
+from isopod.world.network import Listener, UnixAddress
+from isopod.world.world import World
+
+DRAIN_S: Final = 5.0
+SOCKET_MODE: Final = 0o660
+_LOCK: Final = "node.lock"
+
+
+def pin_of(config: NodeConfig) -> str:
+    """Return where a node's private mount namespace is pinned."""
+    return f"{config.paths['run_root']}/ns/mnt"
+
+
+class Node:
+    """One node process.
+
+    Args:
+        world: What it runs on; the private mount namespace is entered already.
+        config: What it was told.
+        logger: Where it reports.
+        facts: What it says of itself.
+    """
+
+    def __init__(self, world: World, config: NodeConfig, logger: Logger, facts: NodeFacts) -> None:
+        self._world = world
+        self._config = config
+        self._logger = logger
+        self._facts = facts
+        self._locks: list[OpenFile] = []
+        self._engine: Engine | None = None
+        self._listener: Listener | None = None
+        self._shutdown = ShutdownCoordinator(logger, world.clock)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of a started node."""
+        if self._engine is None:
+            raise RuntimeError("the node was not started")
+        return self._engine
+
+    async def start(self, *, socket_gid: int | None = None) -> None:
+        """Lock, open the engine, listen.
+
+        Args:
+            socket_gid: The group that may use the socket, None for the process's own.
+
+        Raises:
+            AlreadyServing: Another node has the folders.
+            IsopodError: What the engine raises.
+        """
+        try:
+            await self._open(socket_gid)
+        except BaseException:
+            await self.stop("start failed")
+            raise
+
+    async def _open(self, socket_gid: int | None) -> None:
+        paths = self._config.paths
+        metrics = Registry()
+        try:
+            await self._lock(paths["root"])
+            await self._lock(paths["run_root"])
+        except OSError as error:
+            raise from_os_error(error, "lock", paths["root"]) from error
+        config = self._config
+        settings = EngineSettings(
+            paths=paths,
+            prefix=config.prefix,
+            default_subnet=config.default_subnet,
+            pool_size=config.pool_size,
+            runtime=config.runtime,
+        )
+        engine = self._engine = await Engine.open(self._world, settings, logger=self._logger, metrics=metrics)
+        self._register("engine", ShutdownPhase.FINAL_CLEANUP, self._close_engine)
+        services = Services(self._world, engine, config, self._facts)
+        server = Server(self._world, services.handlers(), logger=self._logger, metrics=metrics)
+        services.serve_on(server)
+        self._register("rpc", ShutdownPhase.DRAIN_CONNECTIONS, lambda: server.drain(DRAIN_S))
+        try:
+            self._listener = await server.listen(UnixAddress(paths["socket"]), mode=SOCKET_MODE, gid=socket_gid)
+        except OSError as error:
+            raise from_os_error(error, "listen on", paths["socket"]) from error
+        self._register("listener", ShutdownPhase.STOP_ACCEPTING, self._listener.close)
+        self._logger.info("node.ready", socket=paths["socket"], pid=self._world.processes.own_pid())
+
+    async def stop(self, reason: str) -> None:
+        """Go down in phases; containers go on. With no container running, bridges, filter table and mount namespace go too."""
+        await self._shutdown.shutdown(reason)
+        for lock in self._locks:
+            lock.close()
+        self._locks.clear()
+
+    async def _close_engine(self) -> None:
+        engine = self.engine
+        await engine.close()
+        if engine.is_idle:
+            await engine.dispose()
+            await self._world.kernel.release(pin_of(self._config))
+
+    async def _lock(self, folder: str) -> None:
+        disk = self._world.disk
+        await disk.make_directory(folder, mode=0o711)
+        path = f"{folder}/{_LOCK}"
+        lock = await disk.lock(path, msgspec.json.encode({"pid": self._world.processes.own_pid()}))
+        if lock is None:
+            raise AlreadyServing(folder, await self._owner(path))
+        self._locks.append(lock)
+
+    async def _owner(self, path: str) -> int:
+        try:
+            return int(msgspec.json.decode(await self._world.disk.read(path))["pid"])
+        except (OSError, ValueError, KeyError, TypeError):  # it is just being written, or gone: the pid is only for the message
+            return 0
+
+    def _register(self, name: str, phase: ShutdownPhase, close: Callable[[], Awaitable[None]]) -> None:
+        self._shutdown.register(ShutdownResource(name, phase, close))

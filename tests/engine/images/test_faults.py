@@ -1,0 +1,228 @@
+"""The image store when it is killed, when the power goes, and when the disk is full: all or nothing, and nothing left behind."""
+
+import dataclasses
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+from isopod.api.messages import ImageConfig
+from isopod.engine.images.store import ImageStore
+from isopod.runtime.logger import Logger
+from isopod.world.errors import DiskFull
+from isopod.world.world import World
+from tests.engine.images.build import ImageSpec, docker_archive, oci_layout, sha256, source, tar, tree
+
+if TYPE_CHECKING:
+    from isopod.world.sim import SimWorld
+
+BASE = tar({"etc": None, "etc/motd": b"hello\n" * 1000})
+TOP = tar({"top": b"top" * 1000, "dir": None, "dir/deep": b"deep"})
+OLD = ImageSpec([BASE], ["old:1", "old:2"])
+APP = ImageSpec([BASE, TOP], ["app:1", "old:2"])
+FILES = {
+    sha256(BASE): {"etc/motd": b"hello\n" * 1000},
+    sha256(TOP): {"top": b"top" * 1000, "dir/deep": b"deep"},
+}
+N_CALLS_MAX = 400
+
+
+class Killed(BaseException):
+    """The process is gone: not an Exception, so that nothing but cleaning up sees it, and that has no effect any more."""
+
+
+class Mortal:
+    """A disk (or an open file of it) whose process dies at its n-th call: that call and all later ones have no effect."""
+
+    def __init__(self, inner: object, life: "list[int]") -> None:
+        self._inner = inner
+        self._life = life
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._inner, name)
+
+        async def call(*args: object, **kwargs: object) -> object:
+            self._life[0] -= 1
+            if self._life[0] < 0:
+                raise Killed(name)
+            result = await method(*args, **kwargs)
+            return Mortal(result, self._life) if name.startswith("open_") else result
+
+        return method if name in ("close", "size_bytes") else call
+
+
+class Case(NamedTuple):
+    """An operation on a store that holds OLD, and the names that may be there whenever it is broken off, in their order."""
+
+    run: Callable[[ImageStore, str], Awaitable[object]]
+    outcomes: tuple[tuple[str, ...], ...]
+
+
+async def _commit(store: ImageStore, folder: str) -> None:
+    await store.commit("new:1", store.resolve("old:1"), f"{folder}/upper", ImageConfig())
+
+
+async def _remove(store: ImageStore, folder: str) -> None:
+    await store.remove("old:2", used_by=lambda _: None)
+    await store.remove("old:1", used_by=lambda _: None)
+
+
+BEFORE = ("old:1", "old:2")
+CASES = {
+    "load docker-archive": Case(lambda store, _: store.load(source(docker_archive([APP]))), (BEFORE, ("app:1", "old:1", "old:2"))),
+    "load OCI layout": Case(lambda store, _: store.load(source(oci_layout([APP]))), (BEFORE, ("app:1", "old:1", "old:2"))),
+    "import": Case(lambda store, _: store.import_rootfs("new:1", source(TOP)), (BEFORE, ("new:1", "old:1", "old:2"))),
+    "commit": Case(_commit, (BEFORE, ("new:1", "old:1", "old:2"))),
+    "remove": Case(_remove, (BEFORE, ("old:1",), ())),
+}
+
+
+async def open_store(world: World, folder: str, lines: list[bytes] | None = None) -> ImageStore:
+    return await ImageStore.open(world, f"{folder}/images", logger=Logger((lines if lines is not None else []).append, world.clock))
+
+
+async def prepare(world: World, folder: str) -> None:
+    await world.disk.make_directory(f"{folder}/upper", mode=0o755)
+    await world.disk.write(f"{folder}/upper/changed", b"changed")
+    store = await open_store(world, folder)
+    await store.load(source(docker_archive([OLD])))
+
+
+async def names_and_no_litter(world: World, folder: str) -> tuple[str, ...]:
+    """Open the store as after a restart; what is there must be whole, and nothing else may be there. Returns the names."""
+    lines: list[bytes] = []
+    store = await open_store(world, folder, lines)
+    assert [line for line in lines if b'"error"' in line or b'"warning"' in line] == []
+    expected = {f"{folder}/images/{name}" for name in ("index.json", "layers", "records", "tmp")}
+    for image in store.list():
+        expected.add(f"{folder}/images/records/{image.id[7:]}.json")
+        for path, layer in zip(store.layer_folders(image), reversed(image.layers), strict=True):
+            expected |= {path, f"{path}.json", *await tree(world.disk, path)}
+            for name, content in FILES.get(layer.diff_id, {"changed": b"changed"}).items():
+                assert await world.disk.read(f"{path}/{name}") == content
+    assert set(await tree(world.disk, f"{folder}/images")) == expected
+    return tuple(sorted(name for image in store.list() for name in image.names))
+
+
+async def run_mortal(world: World, folder: str, case: Case, n_calls: int) -> bool:
+    """Run an operation in a process that dies at the n-th call of the disk; returns whether it died."""
+    life = [1 << 30]
+    mortal = dataclasses.replace(world, disk=Mortal(world.disk, life))
+    store = await open_store(mortal, folder)
+    life[0] = n_calls
+    try:
+        await case.run(store, folder)
+    except Killed:
+        return True
+    return False
+
+
+async def outcomes_by_step(world: World, folder: str, case: Case, crash: Callable[[], None]) -> list[tuple[str, ...]]:
+    """Break an operation off at its first call of the disk, its second, and so on; return what was there after each restart."""
+    outcomes = []
+    for n_calls in range(N_CALLS_MAX):
+        where = f"{folder}/{n_calls}"
+        await prepare(world, where)
+        died = await run_mortal(world, where, case, n_calls)
+        crash()
+        outcomes.append(await names_and_no_litter(world, where))
+        if not died:
+            return outcomes
+    pytest.fail(f"more than {N_CALLS_MAX} calls")
+
+
+def check_outcomes(case: Case, outcomes: list[tuple[str, ...]]) -> None:
+    """Each step of an operation is as before or as after, and what once took effect stays."""
+    assert [each for each in outcomes if each not in case.outcomes] == []
+    steps = [case.outcomes.index(each) for each in outcomes]
+    assert steps == sorted(steps)
+    assert (steps[0], steps[-1]) == (0, len(case.outcomes) - 1)
+    assert len(steps) > 5
+
+
+@pytest.mark.row("R32", "R38")
+@pytest.mark.parametrize("what", CASES)
+async def test_killed_at_every_step(world: World, folder: str, what: str) -> None:
+    check_outcomes(CASES[what], await outcomes_by_step(world, folder, CASES[what], lambda: None))
+
+
+@pytest.mark.parametrize("what", CASES)
+async def test_power_lost_at_every_step(sim_world: "SimWorld", folder: str, what: str) -> None:
+    check_outcomes(CASES[what], await outcomes_by_step(sim_world.world, folder, CASES[what], sim_world.disk.crash))
+
+
+async def test_killed_while_it_opens(world: World, folder: str) -> None:
+    case = CASES["load OCI layout"]
+    for n_calls in range(N_CALLS_MAX):
+        where = f"{folder}/{n_calls}"
+        await prepare(world, where)
+        await run_mortal(world, where, case, 14)  # in the middle
+        life = [n_calls]
+        try:
+            await open_store(dataclasses.replace(world, disk=Mortal(world.disk, life)), where)
+        except Killed:
+            assert await names_and_no_litter(world, where) == BEFORE
+            continue
+        assert n_calls > 5
+        return
+
+
+# --- a full disk ------------------------------------------------------------------------------------------------------
+
+BIG = tar({f"f{number}": bytes([number]) * 40_000 for number in range(5)})
+
+
+async def check_full(store: ImageStore, world: World, folder: str, attempt: Callable[[], Awaitable[object]]) -> None:
+    before, images = await tree(world.disk, folder), store.list()
+    with pytest.raises(DiskFull, match="no space left"):
+        await attempt()
+    assert await tree(world.disk, folder) == before
+    assert store.list() == images
+
+
+@pytest.mark.parametrize("what", ["load", "import", "commit"])
+async def test_a_full_disk_leaves_nothing_in_the_simulation(sim_world: "SimWorld", folder: str, what: str) -> None:
+    world = sim_world.world
+    await prepare(world, folder)
+    await world.disk.write(f"{folder}/upper/big", b"b" * 200_000)
+    store = await open_store(world, folder)
+    attempts: dict[str, Callable[[], Awaitable[object]]] = {
+        "load": lambda: store.load(source(docker_archive([ImageSpec([BASE, BIG], ["big:1"])]))),
+        "import": lambda: store.import_rootfs("big:1", source(BIG)),
+        "commit": lambda: _commit(store, folder),
+    }
+    used = sim_world.disk.used_bytes
+    n_refused = 0
+    for spare in range(0, 1_000_000, 4000):
+        sim_world.disk.capacity_bytes = used + spare
+        try:
+            await check_full(store, world, folder, attempts[what])
+            n_refused += 1
+        except pytest.fail.Exception:  # it fitted
+            break
+    assert n_refused > 10
+    assert len(store.list()) == 2
+    assert await world.disk.list(f"{folder}/images/tmp") == []
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("what", ["load", "import", "commit"])
+async def test_a_full_disk_leaves_nothing_on_the_host(host_world: World, folder: str, what: str) -> None:
+    world, small = host_world, f"{folder}/small"
+    await world.disk.make_directory(small)
+    await world.kernel.mount_tmpfs(small, n_bytes=512 << 10)
+    try:
+        await prepare(world, small)
+        await world.disk.write(f"{small}/upper/big", b"b" * 240_000)
+        store = await open_store(world, small)
+        attempts: dict[str, Callable[[], Awaitable[object]]] = {
+            "load": lambda: store.load(source(docker_archive([ImageSpec([BASE, BIG], ["big:1"])]))),
+            "import": lambda: store.import_rootfs("big:1", source(BIG)),
+            "commit": lambda: _commit(store, small),
+        }
+        await check_full(store, world, small, attempts[what])
+        await world.disk.remove(f"{small}/upper/big")
+        await store.import_rootfs("small:1", source(TOP))  # it goes on
+        assert len(store.list()) == 2
+    finally:
+        await world.kernel.unmount(small)

@@ -1,0 +1,274 @@
+"""What only the real kernel can show: limits that hold, confinement, terminals, full disks, dead supervisors."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import msgspec
+import pytest
+
+from isopod.api import messages as m
+from isopod.api import methods
+from isopod.world.errors import DiskFull, UnavailableError
+from tests.node.rig import HostBackend, Rig, starter_tar
+
+pytestmark = pytest.mark.host
+MIB = 1 << 20
+
+
+def backend(rig: Rig) -> HostBackend:
+    assert isinstance(rig.backend, HostBackend)
+    return rig.backend
+
+
+@pytest.mark.row("R11")
+async def test_anonymous_memory_over_the_limit_is_killed_and_recorded(host_rig: Rig) -> None:
+    async with host_rig as rig:
+        # awk keeps its array in anonymous memory: no page of it can be dropped.
+        hog = "BEGIN { for (i = 0; i < 4000000; i++) a[i] = i }"
+        ran = await rig.run("awk", hog, name="hog", resources=m.Resources(memory_bytes_max=32 * MIB))
+        record = await rig.inspect("hog")
+        assert (ran.exit_code, record.exit_code, record.oom_killed) == (137, 137, True)
+        fits = await rig.run("awk", hog.replace("4000000", "1000"), resources=m.Resources(memory_bytes_max=32 * MIB))
+        assert fits.exit_code == 0
+
+
+@pytest.mark.row("R11")
+async def test_the_pids_limit_refuses_one_more_process(host_rig: Rig) -> None:
+    async with host_rig as rig:
+        many = "for i in $(seq 30); do sleep 5 & done; wait"
+        ran = await rig.run("sh", "-c", many, resources=m.Resources(pids_max=10))
+        assert b"fork" in ran.stderr
+        assert ran.exit_code != 0
+
+
+@pytest.mark.row("R11")
+async def test_the_cpu_limit_holds(host_rig: Rig) -> None:
+    async with host_rig as rig:
+        record = await rig.run_detached("sh", "-c", "while :; do :; done", resources=m.Resources(cpus=0.2))
+        usage = rig.world.kernel.cgroup_usage
+        cgroup = f"/{rig.config.prefix}/{record.id}"
+        started = usage(cgroup).cpu_usage_ns
+        await asyncio.sleep(2)  # the measured interval, not a condition
+        ended = usage(cgroup).cpu_usage_ns
+        assert started is not None
+        assert ended is not None
+        assert 0.1e9 < ended - started < 0.7e9
+
+
+@pytest.mark.row("R11")
+async def test_limits_are_visible_in_the_record(host_rig: Rig) -> None:
+    async with host_rig as rig:
+        wanted = m.Resources(memory_bytes_max=64 * MIB, cpus=1.5, pids_max=50)
+        record = await rig.run_detached("sleep", "1000", resources=wanted)
+        assert record.resources == wanted
+        inside = await rig.exec(record.name, "cat", "/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory.max")
+        assert str(64 * MIB).encode() in inside.stdout.split()
+
+
+async def test_a_container_is_confined(host_rig: Rig) -> None:
+    async with host_rig as rig:
+        script = "; ".join(
+            (
+                "grep -E 'NoNewPrivs|Seccomp:|CapEff' /proc/self/status",
+                "mount -t tmpfs t /tmp 2>&1",
+                "head -c 1 /proc/kcore | wc -c",
+                "echo 1 > /proc/sys/kernel/panic",
+                "mknod /tmp/sda b 8 0 && head -c 1 /tmp/sda",
+                "ls /proc | grep -c '^[0-9]'",
+            )
+        )
+        ran = await rig.run("sh", "-c", script)
+        lines = ran.stdout.decode().splitlines()
+        facts = {line.split(":")[0]: line.split(":")[1].strip() for line in lines[:3]}
+        assert facts == {"NoNewPrivs": "1", "Seccomp": "2", "CapEff": facts["CapEff"]}
+        assert int(facts["CapEff"], 16) & (1 << 21) == 0  # CAP_SYS_ADMIN
+        assert "not permitted" in lines[3] or "denied" in lines[3]
+        assert lines[4] == "0"  # /proc/kcore is masked
+        assert b"Read-only" in ran.stderr
+        assert b"sda" in ran.stderr  # the device cgroup refuses to open it
+        assert int(lines[-1]) < 10  # its own pids only
+
+
+async def test_a_container_sees_its_network_only(host_rig: Rig) -> None:
+    async with host_rig as rig:
+        ran = await rig.run("sh", "-c", "ip -4 addr show eth0; ip route; ping -c 1 -W 2 10.88.0.1", network="bridge")
+        text = ran.stdout.decode()
+        assert ran.exit_code == 0, text
+        assert "inet 10.88.0." in text
+        assert "default via 10.88.0.1" in text
+        assert "1 packets received" in text
+        alone = await rig.run("ip", "-o", "link")
+        assert [line.split(":")[1].strip() for line in alone.stdout.decode().splitlines()] == ["lo"]
+        shared = await rig.run("ip", "-o", "link", network="host")
+        assert f"{rig.config.prefix}0" in shared.stdout.decode()
+
+
+async def test_two_containers_reach_each_other(host_rig: Rig) -> None:
+    async with host_rig as rig:
+        other = await rig.run_detached("sleep", "1000", network="bridge")
+        ran = await rig.run("ping", "-c", "1", "-W", "2", other.network.ip_address or "", network="bridge")
+        assert ran.exit_code == 0, ran
+
+
+async def test_binds_are_seen_and_read_only_ones_stay_so(host_rig: Rig) -> None:
+    async with host_rig as rig:
+        source = f"{rig.folder}/data"
+        os.mkdir(source)
+        with open(f"{source}/given", "w", encoding="utf-8") as file:
+            file.write("given\n")
+        mounts = (m.Mount(source=source, destination="/data"),)
+        ran = await rig.run("sh", "-c", "cat /data/given; echo made > /data/made", mounts=mounts)
+        assert ran == (0, b"given\n", b"")
+        with open(f"{source}/made", encoding="utf-8") as file:
+            assert file.read() == "made\n"
+        sealed = (m.Mount(source=source, destination="/data", read_only=True),)
+        ran = await rig.run("sh", "-c", "echo no > /data/made", mounts=sealed)
+        assert ran.exit_code != 0
+        assert b"Read-only" in ran.stderr
+
+
+async def test_a_terminal_has_a_size_and_hears_of_changes(host_rig: Rig) -> None:
+    async with host_rig as rig:
+        spec = m.ContainerSpec(image="isopod/busybox", command=("sh",), terminal=True, stdin_open=True, network="none")
+        seen = b""
+        request = m.RunContainer(spec=spec, rows=33, columns=99)
+        async with rig.client.open(methods.CONTAINER_RUN, request) as call, asyncio.timeout(20):
+            await call.send(m.Stdin(data=b"stty size\n"))
+            while b"33 99" not in seen:
+                seen += getattr(await call.receive(), "data", b"")
+            await call.send(m.Resize(rows=20, columns=50))
+            await call.send(m.Stdin(data=b"stty size; tty\n"))
+            while b"/dev/pts/" not in seen:
+                seen += getattr(await call.receive(), "data", b"")
+            assert b"20 50" in seen
+            await call.send(m.Stdin(data=b"exit 4\n"))
+            while await call.receive() is not None:
+                pass
+            assert (await call.reply()).exit_code == 4
+
+
+async def test_a_client_that_goes_away_leaves_the_container_running(host_rig: Rig) -> None:
+    async with host_rig as rig:
+        spec = m.ContainerSpec(image="isopod/busybox", name="left", command=("sleep", "1000"), network="none")
+        other = await rig.connect()
+        async with other.open(methods.CONTAINER_RUN, m.RunContainer(spec=spec)) as call:
+            assert isinstance(await call.receive(), m.Started)
+        await other.close()
+        assert (await rig.inspect("left")).status == "running"
+
+
+async def test_large_output_arrives_whole(host_rig: Rig) -> None:
+    async with host_rig as rig:
+        ran = await rig.run("sh", "-c", "yes 0123456789 | head -c 20000000")
+        assert len(ran.stdout) == 20_000_000
+        assert ran.stdout[:22] == b"0123456789\n0123456789\n"
+
+
+async def test_a_dead_supervisor_ends_the_container_as_unknown(host_rig: Rig) -> None:
+    async with host_rig as rig:
+        record = await rig.run_detached("sleep", "1000", name="orphan", network="bridge")
+        assert record.supervisor_pid is not None
+        os.kill(record.supervisor_pid, signal.SIGKILL)
+        ended = await rig.wait("orphan")
+        after = await rig.inspect("orphan")
+        assert (ended.exit_code, after.status) == (255, "unknown")
+        assert "supervisor died" in after.error
+        assert record.pid is not None
+        assert rig.world.processes.identify(record.pid) is None
+        await rig.remove("orphan")
+
+
+async def test_supervisor_and_daemon_dead_is_found_out_at_the_next_start(host_rig: Rig) -> None:
+    async with host_rig as rig:
+        record = await rig.run_detached("sleep", "1000", name="orphan", network="bridge")
+        await rig.kill()
+        assert record.supervisor_pid is not None
+        os.kill(record.supervisor_pid, signal.SIGKILL)
+        await rig.start()
+        after = await rig.inspect("orphan")
+        assert (after.status, after.exit_code, after.network.ip_address) == ("unknown", 255, None)
+        assert record.pid is not None
+        assert rig.world.processes.identify(record.pid) is None
+
+
+async def test_a_second_daemon_on_the_same_data_is_refused(host_rig: Rig) -> None:
+    async with host_rig as rig:
+        paths = rig.config.paths
+        program = "import sys; from isopod.node.main import main; sys.exit(main(sys.argv[1:]))"
+        argv = [sys.executable, "-c", program, "--root", paths["root"], "--run-root", paths["run_root"], "--prefix", "isopodt9"]
+        env = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(path for path in sys.path if path.endswith("src"))}
+        done = await rig.world.processes.run(["/usr/bin/env", *(f"{k}={v}" for k, v in env.items()), *argv], timeout_s=30)
+        assert done.returncode == 4
+        lines = done.stderr.decode().splitlines()
+        assert lines[-2].startswith(f"error: another isopod node (pid {backend(rig).pid}) owns {paths['root']}")
+        assert lines[-1].startswith("hint: ")
+        assert (await rig.run("echo", "alive")).stdout == b"alive\n"
+
+
+async def test_a_full_disk_is_one_clear_error_and_leaves_nothing(host_rig: Rig) -> None:
+    root = f"{host_rig.folder}/small"
+    os.mkdir(root)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", root], check=True)
+    try:
+        host_rig.flags["--root"] = root
+        async with host_rig as rig:
+            before = await rig.world.disk.free_bytes(root)
+            with open("/bin/busybox", "rb") as file:
+                big = file.read()
+            with pytest.raises(DiskFull) as full:
+                await rig.import_image("big", starter_tar() + big * 8)
+            assert "free some space" in full.value.hint
+            assert await rig.world.disk.free_bytes(root) == before
+            assert (await rig.run("true")).exit_code == 0
+            await rig.empty()
+            filler = os.open(f"{root}/filler", os.O_CREAT | os.O_WRONLY, 0o600)
+            try:
+                with pytest.raises(OSError, match="No space"):
+                    while True:
+                        os.write(filler, bytes(4096))
+            finally:
+                os.close(filler)
+            with pytest.raises(UnavailableError, match="no space left"):
+                await rig.run("true", name="unlucky")
+            assert await rig.list() == []
+            os.unlink(f"{root}/filler")
+            assert (await rig.run("true")).exit_code == 0
+    finally:
+        subprocess.run(["umount", "-l", root], check=True)
+
+
+async def test_the_socket_is_for_its_group_only(host_rig: Rig) -> None:
+    async with host_rig as rig:
+        mode = os.stat(rig.config.paths["socket"]).st_mode
+        assert mode & 0o777 == 0o660
+
+
+async def test_info_says_what_was_probed_and_why(host_rig: Rig) -> None:
+    async with host_rig as rig:
+        info = await rig.client.call(methods.SYSTEM_INFO, m.Empty())
+        assert info.pid == backend(rig).pid
+        assert info.runtime.value.endswith(("crun", "runc"))
+        for probed in (info.cgroup_mode, info.runtime, info.supervisor, info.accelerator, info.storage_driver):
+            assert probed.value
+            assert probed.why
+        rendered = await rig.client.call(
+            methods.SYSTEM_RENDER, m.RenderRequest(method="system.info", body=msgspec.Raw(b"\x80"), format="json")
+        )
+        assert json.loads(rendered.text)["pid"] == info.pid
+
+
+@pytest.mark.parametrize("runtime", ["crun", "runc"])
+async def test_both_runtimes_run_containers(host_rig: Rig, runtime: str) -> None:
+    host_rig.flags["--runtime"] = runtime
+    async with host_rig as rig:
+        info = await rig.client.call(methods.SYSTEM_INFO, m.Empty())
+        assert info.runtime.value.endswith(runtime)
+        assert await rig.run("sh", "-c", "echo hi; exit 3", network="bridge") == (3, b"hi\n", b"")
+        record = await rig.run_detached("sleep", "1000")
+        assert (await rig.exec(record.name, "sh", "-c", "echo in; exit 5")) == (5, b"in\n", b"")
+        stopped = await rig.client.call(methods.CONTAINER_STOP, m.StopContainer(name=record.name, timeout_s=0))
+        assert stopped.exit_code == 137
