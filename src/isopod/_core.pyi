@@ -74,7 +74,7 @@ def create_veth(host_name: str, bridge: str, namespace: str, guest_name: str) ->
     """Make a veth pair between a bridge and a pinned namespace in one request each."""
 
 def configure_link(namespace: str, name: str, address: str, gateway: str) -> str:
-    """Set address and default route inside a pinned namespace; returns the link's MAC."""
+    """Set address and default route ("" for none) inside a pinned namespace; returns the link's MAC."""
 
 def move_link(name: str, namespace: str) -> None:
     """Move a link of the current namespace into a pinned one."""

@@ -1,0 +1,79 @@
+//! Layers.
+
+use std::path::PathBuf;
+
+use pyo3::prelude::*;
+
+use super::{borrowed, detached};
+use crate::archive::blob::{Extent, Progress};
+use crate::archive::unpack::Limits;
+use crate::archive::{file_digest, index, pack, unpack};
+use crate::error::Error;
+
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_function(wrap_pyfunction!(unpack_layer, module)?)?;
+    module.add_function(wrap_pyfunction!(pack_layer, module)?)?;
+    module.add_function(wrap_pyfunction!(index_archive, module)?)?;
+    module.add_function(wrap_pyfunction!(sha256_file, module)?)
+}
+
+/// Unpack a layer; returns (blob digest, diff id, blob bytes, unpacked bytes, entries). See `isopod.world.disk.Disk.unpack_layer`.
+#[pyfunction]
+#[expect(clippy::too_many_arguments, reason = "the contract is flat; the callers are one function of the host's disk and tests")]
+fn unpack_layer(
+    py: Python<'_>,
+    fd: i32,
+    target: PathBuf,
+    offset: u64,
+    n_bytes: Option<u64>,
+    unpacked_bytes_max: u64,
+    n_entries_max: u64,
+    entry_bytes_max: u64,
+    path_bytes_max: u64,
+    ratio_max: u64,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<(String, String, u64, u64, u64)> {
+    let limits = Limits { unpacked_bytes_max, n_entries_max, entry_bytes_max, path_bytes_max, ratio_max };
+    let (done, raised) = py.detach(|| {
+        let mut raised = None;
+        let report = progress.as_ref().map(|callback| reporter(callback, &mut raised));
+        let done = borrowed(fd).and_then(|source| unpack::unpack(source, Extent { offset, n_bytes }, &target, &limits, report));
+        (done, raised)
+    });
+    match (done, raised) {
+        (Err(Error::Stopped), Some(error)) => Err(error),
+        (done, _) => {
+            let done = done?;
+            Ok((done.blob_digest, done.diff_id, done.n_blob_bytes, done.n_unpacked_bytes, done.n_entries))
+        }
+    }
+}
+
+/// Write a folder in overlayfs form as an OCI layer tar; returns (diff id, bytes, entries).
+#[pyfunction]
+fn pack_layer(py: Python<'_>, source: PathBuf, fd: i32) -> PyResult<(String, u64, u64)> {
+    let done = detached(py, || pack::pack(&source, borrowed(fd)?))?;
+    Ok((done.diff_id, done.n_bytes, done.n_entries))
+}
+
+/// List an uncompressed tar's regular files and links: (name, data offset, bytes, link target).
+#[pyfunction]
+fn index_archive(py: Python<'_>, fd: i32) -> PyResult<Vec<(String, u64, u64, String)>> {
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    let found = detached(py, || index::index(borrowed(fd)?))?;
+    Ok(found.into_iter().map(|member| (text(member.name), member.offset, member.n_bytes, text(member.link_target))).collect())
+}
+
+/// Return "sha256:..." of all bytes of a file from its start.
+#[pyfunction]
+fn sha256_file(py: Python<'_>, fd: i32) -> PyResult<String> {
+    detached(py, || file_digest(borrowed(fd)?))
+}
+
+/// Makes the core's progress function of Python's. What it raises is kept for the caller, and ends the work.
+fn reporter<'a>(callback: &'a Py<PyAny>, raised: &'a mut Option<PyErr>) -> Progress<'a> {
+    Box::new(move |n_bytes| {
+        *raised = Python::attach(|py| callback.call1(py, (n_bytes,)).err());
+        raised.is_none()
+    })
+}
