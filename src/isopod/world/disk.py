@@ -94,6 +94,10 @@ class Disk(Protocol):
     async def read(self, path: str, *, n_bytes_max: int = 64 << 20) -> bytes:
         """Return a whole small file; EFBIG if it is larger than `n_bytes_max`."""
 
+    async def read_beneath(self, root: str, path: str, *, n_bytes_max: int = 1 << 20) -> bytes:
+        """Return a regular file inside the folder `root`, every symlink resolved as if `root` were "/" (openat2 RESOLVE_IN_ROOT), so that
+        a container's files can be read without ever leaving it. FileNotFoundError if there is none, EFBIG if it is too large."""
+
     async def write(self, path: str, data: bytes, *, mode: int = 0o600) -> None:
         """Create or replace a file, not durable, not atomic."""
 
@@ -151,7 +155,8 @@ class Disk(Protocol):
         progress: Progress | None = None,
     ) -> Unpacked:
         """Unpack a tar (plain, gzip or zstd, detected) below the empty or missing folder `target`, in overlayfs form (whiteouts as 0/0
-        devices, opaque folders by xattr). On any failure `target` is removed.
+        devices, opaque folders by xattr). On any failure `target` is removed. What it returned from is durable, the name `target`
+        excepted (`sync_directory` of its parent).
 
         Raises:
             BadArchive: An entry is unsafe, damaged, or over a limit.

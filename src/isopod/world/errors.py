@@ -27,6 +27,7 @@ Split first by who can act::
     |   `-- AlreadyServing      another daemon owns this data folder
     |-- CorruptError        stored or received data is damaged or hostile             exit 5
     |   |-- BadArchive          an archive entry is unsafe or unreadable
+    |   |-- DigestMismatch      data is not what its digest says
     |   `-- BadRecord           a stored record cannot be read
     `-- BugError            a promise of isopod's own code was broken                 exit 70
 
@@ -114,7 +115,7 @@ class WrongState(RefusedError):
 
     code = "wrong_state"
 
-    def __init__(self, kind: str, name: str, state: str, wanted: str, hint: str = "") -> None:
+    def __init__(self, kind: str, name: str, state: str, wanted: str, *, hint: str = "") -> None:
         super().__init__(f"{kind} {name} is {state}: cannot {wanted}", hint)
 
 
@@ -255,9 +256,7 @@ class AlreadyServing(UnavailableError):
     code = "already_serving"
 
     def __init__(self, root: str, pid: int) -> None:
-        super().__init__(
-            f"another isopod node (pid {pid}) owns {root}", "stop it first, or give this one --root and --run-root"
-        )
+        super().__init__(f"another isopod node (pid {pid}) owns {root}", "stop it first, or give this one --root and --run-root")
 
 
 class CorruptError(IsopodError):
@@ -280,6 +279,21 @@ class BadArchive(CorruptError):
     def __init__(self, entry: str, why: str) -> None:
         super().__init__(f"archive entry {entry!r}: {why}")
         self.entry = entry
+
+
+class DigestMismatch(CorruptError):
+    """Data is not what its digest says.
+
+    Args:
+        what: What was read ("layer 2 of busybox:latest").
+        wanted: The digest it was announced with.
+        found: The digest of what came.
+    """
+
+    code = "digest_mismatch"
+
+    def __init__(self, what: str, wanted: str, found: str) -> None:
+        super().__init__(f"{what}: want {wanted}, found {found}", "the archive is damaged or was changed: fetch it again")
 
 
 class BadRecord(CorruptError):

@@ -54,8 +54,11 @@ class Kernel(Protocol):
     """The kernel's objects that the engine owns."""
 
     async def prepare(self, pin: str) -> None:
-        """Enter the node's private mount namespace: the one pinned at the file `pin`, or a new one pinned there. It is a slave of the
-        host's (later host mounts are still seen), and where v1 controllers stand beside a unified hierarchy the latter is unmounted in it."""
+        """Enter the node's private mount namespace: the one pinned at the file `pin`, or a new one pinned there.
+
+        It is a slave of the host's (later host mounts are still seen), and where v1 controllers stand beside a unified hierarchy the
+        latter is unmounted in it.
+        """
 
     async def release(self, pin: str) -> None:
         """Unpin the mount namespace: it ends with the last process in it."""
@@ -66,9 +69,7 @@ class Kernel(Protocol):
     def overlay_supported(self) -> bool:
         """Return whether overlayfs can be mounted (asked of the kernel, not of a list)."""
 
-    async def mount_overlay(
-        self, target: str, *, lowers: Sequence[str], upper: str, work: str, volatile: bool = False
-    ) -> None:
+    async def mount_overlay(self, target: str, *, lowers: Sequence[str], upper: str, work: str, volatile: bool = False) -> None:
         """Mount an overlay. `lowers` are ordered from the top; `volatile` skips syncs for a container whose files end with it."""
 
     async def mount_tmpfs(self, target: str, *, n_bytes: int) -> None:

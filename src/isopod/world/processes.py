@@ -79,6 +79,9 @@ class Processes(Protocol):
     def which(self, program: str) -> str | None:
         """Return the absolute path of a program on PATH (and the sbin folders), or None."""
 
+    def find(self, program: str) -> Sequence[tuple[ProcessIdentity, Sequence[str]]]:
+        """Return the live processes whose argv[0] is `program`, with their arguments, ordered by pid."""
+
     def identify(self, pid: int) -> ProcessIdentity | None:
         """Return the identity of a live (not zombie) process, or None."""
 

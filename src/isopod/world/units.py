@@ -5,9 +5,13 @@ CPUS: a positive decimal number of cores ("0.5", "2").
 DURATION: a number with an optional suffix ms, s, m, h ("10", "1.5s", "2m"); plain numbers are seconds.
 """
 
-from typing import Final
+from __future__ import annotations
 
-from isopod.world.errors import InvalidArgument
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+    from isopod.world.errors import InvalidArgument
 
 _SIZE_FACTORS: Final = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _DURATION_FACTORS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -26,10 +30,10 @@ def parse_size(text: str) -> int:
     suffix = lowered[len(digits) :]
     unit = suffix[:1] if suffix in ("", "b") or suffix[1:] in ("", "b", "ib") else None
     if unit is None or not digits.isascii() or not digits.isdigit() or unit not in _SIZE_FACTORS:
-        raise InvalidArgument("size", text, "want digits with an optional suffix k, m, g or t", "for example 64m")
+        raise _invalid("size", text, "want digits with an optional suffix k, m, g or t", "for example 64m")
     n_bytes = int(digits[:20]) * _SIZE_FACTORS[unit] if len(digits) <= 20 else SIZE_BYTES_MAX + 1
     if not 0 < n_bytes <= SIZE_BYTES_MAX:
-        raise InvalidArgument("size", text, "out of range")
+        raise _invalid("size", text, "out of range")
     return n_bytes
 
 
@@ -42,9 +46,9 @@ def parse_cpus(text: str) -> float:
     try:
         cpus = float(text)
     except ValueError:
-        raise InvalidArgument("cpus", text, "want a number of cores", "for example 0.5") from None
+        raise _invalid("cpus", text, "want a number of cores", "for example 0.5") from None
     if not 0 < cpus <= CPUS_MAX:
-        raise InvalidArgument("cpus", text, f"want more than 0 and at most {CPUS_MAX:g}")
+        raise _invalid("cpus", text, f"want more than 0 and at most {CPUS_MAX:g}")
     return cpus
 
 
@@ -62,7 +66,7 @@ def parse_duration(text: str) -> float:
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds < 1e12:
-        raise InvalidArgument("duration", text, "want a number with an optional suffix ms, s, m or h")
+        raise _invalid("duration", text, "want a number with an optional suffix ms, s, m or h")
     return seconds
 
 
@@ -84,3 +88,10 @@ def format_age(seconds: float) -> str:
             return f"{count} {unit}{'s' if count != 1 else ''}"
     count = max(0, int(seconds))
     return f"{count} second{'s' if count != 1 else ''}"
+
+
+def _invalid(what: str, text: str, why: str, hint: str = "") -> InvalidArgument:
+    """Make the error; its module is imported only then, for the lean command line reads sizes, too."""
+    from isopod.world.errors import InvalidArgument  # noqa: PLC0415
+
+    return InvalidArgument(what, text, why, hint)

@@ -1,5 +1,6 @@
 """World: the frozen bundle of all ports."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from isopod.world.clock import Clock, Random
@@ -9,9 +10,13 @@ from isopod.world.network import Network
 from isopod.world.processes import Processes
 
 
+def _nothing() -> None:
+    """Close a World that holds nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class World:
-    """Everything outside the program. `name` is "host" or "sim"."""
+    """Everything outside the program. `name` is "host" or "sim"; `close` gives back what the ports hold (threads, descriptors)."""
 
     name: str
     clock: Clock
@@ -20,3 +25,4 @@ class World:
     disk: Disk
     processes: Processes
     kernel: Kernel
+    close: Callable[[], None] = _nothing

@@ -1,0 +1,255 @@
+"""The host's files.
+
+Calls that answer from the page cache run inline: a thread would cost more than they do. What waits for a device (fsync) or works
+through much data runs in the workers. Archives are the Rust core's business.
+"""
+
+import fcntl
+import os
+import stat as stat_bits
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Final, TypeVar
+
+from isopod import _core
+from isopod.world.disk import ArchiveMember, FileStat, OpenFile, Packed, Progress, Unpacked, UnpackLimits, Watch
+from isopod.world.errors import BadArchive
+from isopod.world.host import files
+from isopod.world.host.inotify import FolderWatch
+from isopod.world.host.workers import Workers
+
+T = TypeVar("T")
+
+INLINE_BYTES_MAX: Final = 256 << 10
+"""Above it reading and writing goes to a thread: some 50 us of copying."""
+
+
+class HostDisk:
+    """`Disk` by the kernel's file systems."""
+
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
+
+    async def read(self, path: str, *, n_bytes_max: int = 64 << 20) -> bytes:
+        """See `Disk.read`."""
+        if os.stat(path).st_size <= INLINE_BYTES_MAX:
+            return files.read_file(path, n_bytes_max)
+        return await self._workers.quick(files.read_file, path, n_bytes_max)
+
+    async def read_beneath(self, root: str, path: str, *, n_bytes_max: int = 1 << 20) -> bytes:
+        """See `Disk.read_beneath`."""
+        return files.read_file_beneath(root, path, n_bytes_max)
+
+    async def write(self, path: str, data: bytes, *, mode: int = 0o600) -> None:
+        """See `Disk.write`."""
+        if len(data) <= INLINE_BYTES_MAX:
+            files.write_file(path, data, mode)
+        else:
+            await self._workers.quick(files.write_file, path, data, mode)
+
+    async def write_atomic(self, path: str, data: bytes, *, mode: int = 0o600) -> None:
+        """See `Disk.write_atomic`. A cancelled call ends only after the write has: what it left is then known to be there or not."""
+        await self._workers.quick(files.write_atomic, path, data, mode)
+
+    async def open_read(self, path: str) -> OpenFile:
+        """See `Disk.open_read`."""
+        return HostFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC), self._workers)
+
+    async def open_append(self, path: str, *, mode: int = 0o600) -> OpenFile:
+        """See `Disk.open_append`."""
+        return HostFile(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, mode), self._workers)
+
+    async def list(self, path: str) -> Sequence[str]:
+        """See `Disk.list`."""
+        return files.list_names(path)
+
+    async def stat(self, path: str) -> FileStat | None:
+        """See `Disk.stat`."""
+        try:
+            found = os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return FileStat(
+            size_bytes=found.st_size,
+            mode=stat_bits.S_IMODE(found.st_mode),
+            modified_at_ns=found.st_mtime_ns,
+            inode=found.st_ino,
+            is_directory=stat_bits.S_ISDIR(found.st_mode),
+            is_symlink=stat_bits.S_ISLNK(found.st_mode),
+        )
+
+    async def make_directory(self, path: str, *, mode: int = 0o700) -> None:
+        """See `Disk.make_directory`."""
+        files.make_directory(path, mode)
+
+    async def rename(self, source: str, target: str) -> None:
+        """See `Disk.rename`."""
+        os.rename(source, target)
+
+    async def remove(self, path: str) -> None:
+        """See `Disk.remove`."""
+        files.remove(path)
+
+    async def remove_tree(self, path: str) -> None:
+        """See `Disk.remove_tree`."""
+        await self._workers.bulk(_remove_tree, path)
+
+    async def sync_directory(self, path: str) -> None:
+        """See `Disk.sync_directory`."""
+        await self._workers.quick(files.sync_directory, path)
+
+    async def free_bytes(self, path: str) -> int:
+        """See `Disk.free_bytes`."""
+        found = os.statvfs(path)
+        return found.f_bavail * found.f_frsize
+
+    async def tree_bytes(self, path: str) -> int:
+        """See `Disk.tree_bytes`."""
+        return await self._workers.bulk(_core.tree_bytes, path)
+
+    def watch(self, path: str) -> AbstractAsyncContextManager[Watch]:
+        """See `Disk.watch`."""
+        return _open_watch(path)
+
+    async def lock(self, path: str, contents: bytes) -> OpenFile | None:
+        """See `Disk.lock`. The lock is flock(2)'s: it belongs to the open file, so a second one in this process is refused as well."""
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(fd, 0)
+            files.write_all(fd, contents)
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        except BaseException:
+            os.close(fd)
+            raise
+        return HostFile(fd, self._workers)
+
+    async def unpack_layer(
+        self,
+        source: str,
+        target: str,
+        *,
+        offset: int = 0,
+        n_bytes: int | None = None,
+        limits: UnpackLimits = UnpackLimits(),  # noqa: B008 - an immutable tuple
+        progress: Progress | None = None,
+    ) -> Unpacked:
+        """See `Disk.unpack_layer`. A cancelled call stops at its next report of progress."""
+
+        def work(check: Callable[[], None]) -> Unpacked:
+            def report(n_consumed: int) -> None:
+                check()
+                if progress is not None:
+                    progress(n_consumed)
+
+            return _with_file(source, lambda fd: Unpacked(*_core.unpack_layer(fd, target, offset, n_bytes, *limits, report)))
+
+        return await self._workers.bulk_abortable(work)
+
+    async def pack_layer(self, source: str, target: str) -> Packed:
+        """See `Disk.pack_layer`."""
+        return await self._workers.bulk(_pack_layer, source, target)
+
+    async def index_archive(self, source: str) -> Sequence[ArchiveMember]:
+        """See `Disk.index_archive`."""
+        return await self._workers.bulk(_with_file, source, lambda fd: [ArchiveMember(*row) for row in _core.index_archive(fd)])
+
+    async def digest(self, path: str) -> str:
+        """See `Disk.digest`."""
+        return await self._workers.bulk(_with_file, path, _core.sha256_file)
+
+
+class HostFile:
+    """`OpenFile` over a descriptor, which it owns. A `close` during a call in a thread takes effect when that call ends."""
+
+    def __init__(self, fd: int, workers: Workers) -> None:
+        self._fd = fd
+        self._workers = workers
+        self._n_calls = 0
+        self._is_closed = False
+
+    async def read_at(self, offset: int, n_bytes: int) -> bytes:
+        """See `OpenFile.read_at`."""
+        self._check_open()
+        if n_bytes <= INLINE_BYTES_MAX:
+            return os.pread(self._fd, n_bytes, offset)
+        return await self._in_thread(lambda: os.pread(self._fd, n_bytes, offset))
+
+    async def append(self, data: bytes) -> None:
+        """See `OpenFile.append`."""
+        self._check_open()
+        if len(data) <= INLINE_BYTES_MAX:
+            files.write_all(self._fd, data)
+        else:
+            await self._in_thread(lambda: files.write_all(self._fd, data))
+
+    async def sync(self) -> None:
+        """See `OpenFile.sync`."""
+        self._check_open()
+        await self._in_thread(lambda: os.fdatasync(self._fd))
+
+    def size_bytes(self) -> int:
+        """See `OpenFile.size_bytes`."""
+        self._check_open()
+        return os.fstat(self._fd).st_size
+
+    def close(self) -> None:
+        """See `OpenFile.close`. Closing twice is fine."""
+        if not self._is_closed:
+            self._is_closed = True
+            if self._n_calls == 0:
+                os.close(self._fd)
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ValueError("the file is closed")
+
+    async def _in_thread(self, call: Callable[[], T]) -> T:
+        self._n_calls += 1
+        try:
+            return await self._workers.quick(call)
+        finally:
+            self._n_calls -= 1
+            if self._is_closed and self._n_calls == 0:
+                os.close(self._fd)
+
+
+@asynccontextmanager
+async def _open_watch(path: str) -> AsyncIterator[Watch]:
+    watch = FolderWatch(path)
+    try:
+        yield watch
+    finally:
+        watch.close()
+
+
+def _with_file(path: str, use: Callable[[int], T]) -> T:
+    """Give `use` an open file; the core's complaints about archives become errors of the tree."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return use(fd)
+    except _core.ArchiveError as error:
+        entry, why = error.args
+        raise BadArchive(entry, why) from error
+    finally:
+        os.close(fd)
+
+
+def _remove_tree(path: str) -> None:
+    try:
+        _core.remove_tree(path)
+    except FileNotFoundError:
+        return
+
+
+def _pack_layer(source: str, target: str) -> Packed:
+    fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        return Packed(*_core.pack_layer(source, fd))
+    except BaseException:
+        os.unlink(target)
+        raise
+    finally:
+        os.close(fd)

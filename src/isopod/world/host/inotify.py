@@ -1,0 +1,88 @@
+"""Changes in a folder by inotify(7).
+
+Names are coalesced while nobody reads them, so memory stays bounded; too many of them, or the kernel's own overflow, become one "":
+look at everything. The folder's own end is told the same way.
+"""
+
+import os
+import struct
+from collections.abc import AsyncIterator, Iterator
+from typing import Final
+
+from isopod.world.host import libc
+from isopod.world.host.readiness import Readiness
+
+N_NAMES_MAX: Final = 4096
+
+_MODIFY: Final = 0x2
+_CLOSE_WRITE: Final = 0x8
+_MOVED_FROM: Final = 0x40
+_MOVED_TO: Final = 0x80
+_CREATE: Final = 0x100
+_DELETE: Final = 0x200
+_DELETE_SELF: Final = 0x400
+_Q_OVERFLOW: Final = 0x4000
+_ONLYDIR: Final = 0x01000000
+_MASK: Final = _MODIFY | _CLOSE_WRITE | _MOVED_FROM | _MOVED_TO | _CREATE | _DELETE | _DELETE_SELF | _ONLYDIR
+_HEADER: Final = struct.Struct("=iIII")
+_READ_BYTES: Final = 64 << 10
+
+
+class FolderWatch:
+    """One inotify instance on one folder; iterate over it, and close it."""
+
+    def __init__(self, path: str) -> None:
+        self._fd = libc.open_inotify(path, _MASK)
+        self._ready = Readiness(self._fd)
+        self._names: dict[str, None] = {}
+
+    def __aiter__(self) -> AsyncIterator[str]:
+        """Iterate until closed."""
+        return self
+
+    async def __anext__(self) -> str:
+        """Return the next name."""
+        while not self._names:
+            if self._ready.closed:
+                raise StopAsyncIteration
+            if not self._read():
+                await self._ready.wait_readable()
+        name = next(iter(self._names))
+        del self._names[name]
+        self._read()
+        return name
+
+    def close(self) -> None:
+        """End the watch, and whoever iterates."""
+        if not self._ready.closed:
+            self._ready.close()
+            os.close(self._fd)
+
+    def _read(self) -> bool:
+        """Take over what the kernel has ready; False if it has nothing."""
+        if self._ready.closed:
+            return False
+        try:
+            data = os.read(self._fd, _READ_BYTES)
+        except BlockingIOError:
+            return False
+        for name in parse_events(data):
+            if name == "" or len(self._names) >= N_NAMES_MAX:
+                self._names = {"": None}
+            else:
+                self._names[name] = None
+        return True
+
+
+def parse_events(data: bytes) -> Iterator[str]:
+    """Yield the names in a buffer of inotify events, "" for an overflow or the end of the folder itself."""
+    offset = 0
+    while offset < len(data):
+        _, mask, _, n_bytes = _HEADER.unpack_from(data, offset)
+        offset += _HEADER.size
+        name = data[offset : offset + n_bytes].rstrip(b"\0")
+        offset += n_bytes
+        if mask & (_Q_OVERFLOW | _DELETE_SELF):
+            yield ""
+        elif name:
+            yield os.fsdecode(name)

@@ -1,0 +1,65 @@
+"""System calls that Python 3.11 has no name for, through libc: inotify, openat2, and unshare of the file system state.
+
+They stay here, and out of the Rust core, because each is one call without a loop. Sources: inotify(7), openat2(2), unshare(2).
+"""
+
+import ctypes
+import errno
+import os
+from typing import Final
+
+CLONE_FS: Final = 0x200
+SYS_OPENAT2: Final = 437
+"""The same on every architecture, as all calls added since Linux 5.1."""
+RESOLVE_NO_MAGICLINKS: Final = 0x02
+RESOLVE_IN_ROOT: Final = 0x10
+N_RACES_MAX: Final = 32
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+def open_in_root(root_fd: int, path: str, flags: int) -> int:
+    """Open `path` with every symlink resolved as if the folder `root_fd` were "/"; return the descriptor, close-on-exec.
+
+    Raises:
+        OSError: EAGAIN if renames under it raced with each of many attempts: the kernel would rather fail than lead outside.
+    """
+    how = _OpenHow(flags | os.O_CLOEXEC, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+    libc = _libc()
+    for _ in range(N_RACES_MAX):
+        fd: int = libc.syscall(SYS_OPENAT2, root_fd, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
+        if fd >= 0:
+            return fd
+        if ctypes.get_errno() != errno.EAGAIN:
+            break
+    raise _last_error(path)
+
+
+def open_inotify(path: str, mask: int) -> int:
+    """Return a non-blocking inotify descriptor that watches `path`."""
+    libc = _libc()
+    fd: int = libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
+    if fd < 0:
+        raise _last_error(path)
+    if libc.inotify_add_watch(fd, os.fsencode(path), mask) < 0:
+        error = _last_error(path)
+        os.close(fd)
+        raise error
+    return fd
+
+
+def unshare_file_system_state() -> None:
+    """Give the calling thread a root, working folder and umask of its own, so that it alone may enter a mount namespace."""
+    if _libc().unshare(CLONE_FS) != 0:
+        raise _last_error("unshare(CLONE_FS)")
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _last_error(what: str) -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number), what)

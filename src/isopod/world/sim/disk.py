@@ -1,0 +1,414 @@
+"""SimDisk: the Disk port over a memory file system.
+
+Legal behaviours: every call takes a small seeded time, so calls of different tasks interleave; a call takes effect at one instant; what
+was not synced is gone after `crash`; over `capacity_bytes` writes fail with ENOSPC and change nothing; a dead process's calls never take
+effect, its open files close and its locks are released. A watch repeats names, and after `WATCH_EVENTS_MAX` unread ones delivers "".
+
+Not yet: torn writes, bit rot, slow and failing devices, a crash that keeps some of what was not synced.
+"""
+
+import asyncio
+import errno
+import hashlib
+import random
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+from isopod.world.disk import ArchiveMember, Disk, FileStat, Packed, Progress, Unpacked, UnpackLimits, Watch
+from isopod.world.disk import OpenFile as OpenFilePort
+from isopod.world.errors import BadArchive
+from isopod.world.sim import layers
+from isopod.world.sim.inodes import BLOCK_BYTES, FileSystem, Inode
+from isopod.world.sim.loop import SimLoop
+from isopod.world.sim.nodes import Node
+from isopod.world.sim.view import View, fail
+
+WATCH_EVENTS_MAX: Final = 1024
+_CALL_S: Final = (5e-6, 100e-6)
+_SYNC_S: Final = (200e-6, 2e-3)
+_BYTES_PER_S: Final = 400 << 20
+
+
+class SimDisk:
+    """The Disk port of the simulation.
+
+    Args:
+        loop: The source of time.
+        chance: The stream that delays calls.
+        view: The tree of the machine.
+        device: The file system of its root.
+    """
+
+    def __init__(self, loop: SimLoop, chance: random.Random, view: View, device: FileSystem) -> None:
+        self.view = view
+        self._loop = loop
+        self._chance = chance
+        self._device = device
+        self._locks: dict[int, SimFile] = {}
+
+    # -- faults and inspection -------------------------------------------------------------------------------------------------------
+
+    @property
+    def capacity_bytes(self) -> int:
+        """What the root file system may hold; set it to let the disk fill up."""
+        return self._device.capacity_bytes
+
+    @capacity_bytes.setter
+    def capacity_bytes(self, n_bytes: int) -> None:
+        self._device.capacity_bytes = n_bytes
+
+    @property
+    def used_bytes(self) -> int:
+        """What the root file system holds."""
+        return self._device.used_bytes
+
+    def crash(self) -> None:
+        """Lose everything that was not made durable. Open files and watches are dead afterwards, locks released, mounts gone."""
+        self._locks.clear()
+        self.view.clear_mounts()
+        self._device.crash()
+
+    # -- files -----------------------------------------------------------------------------------------------------------------------
+
+    async def read(self, path: str, *, n_bytes_max: int = 64 << 20) -> bytes:
+        """Return a whole small file."""
+        await self._call()
+        inode = self.view.open_file(path)
+        if len(inode.data) > n_bytes_max:
+            fail(errno.EFBIG, path)
+        return bytes(inode.data)
+
+    async def read_beneath(self, root: str, path: str, *, n_bytes_max: int = 1 << 20) -> bytes:
+        """Return a regular file inside the folder `root`, symlinks resolved as if `root` were "/"."""
+        await self._call()
+        node = View(self.view.folder(root)).find("/" + path)
+        if node is None or node.inode.kind != "file":
+            fail(errno.ENOENT, path)
+        inode = node.inode
+        if len(inode.data) > n_bytes_max:
+            fail(errno.EFBIG, path)
+        return bytes(inode.data)
+
+    async def write(self, path: str, data: bytes, *, mode: int = 0o600) -> None:
+        """Create or replace a file, not durable."""
+        await self._call(len(data))
+        self.view.write(path, data, mode)
+
+    async def write_atomic(self, path: str, data: bytes, *, mode: int = 0o600) -> None:
+        """Create or replace a file durably: a crash leaves the old or the new one."""
+        await self._call(len(data), sync=True)
+        spot = self.view.spot(path, follow=False)
+        if spot.node is not None and spot.node.inode.kind == "directory":
+            fail(errno.EISDIR, path)
+        if spot.parent is None:
+            fail(errno.EISDIR, path)
+        folder = spot.parent.writable()
+        inode = folder.file_system.new("file", mode)
+        inode.data[:] = data
+        folder.file_system.charge(len(data))
+        folder.file_system.charge(-len(data))
+        spot.parent.attach(spot.name, inode)
+        inode.sync_data()
+        folder.sync_names()
+
+    async def open_read(self, path: str) -> "SimFile":
+        """Open for reading."""
+        await self._call()
+        return SimFile(self, self._loop, self.view.open_file(path), path)
+
+    async def open_append(self, path: str, *, mode: int = 0o600) -> "SimFile":
+        """Open for appending, creating the file."""
+        await self._call()
+        inode = self.view.open_file(path, create_mode=mode)
+        if inode.kind == "fifo" and not inode.watchers:
+            fail(errno.ENXIO, path)
+        return SimFile(self, self._loop, inode, path)
+
+    async def list(self, path: str) -> Sequence[str]:
+        """Return the sorted names in a folder; [] if the folder does not exist."""
+        await self._call()
+        node = self.view.find(path)
+        if node is None:
+            return []
+        if node.inode.kind != "directory":
+            fail(errno.ENOTDIR, path)
+        return node.list_names()
+
+    async def stat(self, path: str) -> FileStat | None:
+        """Return facts about a path without following a last symlink; None if there is nothing."""
+        await self._call()
+        node = self.view.find(path, follow=False)
+        return None if node is None else _facts(node.inode)
+
+    async def make_directory(self, path: str, *, mode: int = 0o700) -> None:
+        """Create a folder and its parents."""
+        await self._call()
+        self.view.make_folders(path, mode)
+
+    async def rename(self, source: str, target: str) -> None:
+        """Move within one file system, replacing a file at `target`."""
+        await self._call()
+        self.view.rename(source, target)
+
+    async def remove(self, path: str) -> None:
+        """Remove a file or an empty folder; nothing there is fine."""
+        await self._call()
+        if self.view.find(path, follow=False) is not None:
+            self.view.remove(path)
+
+    async def remove_tree(self, path: str) -> None:
+        """Remove a folder with all it holds; EBUSY if something is mounted in it."""
+        await self._call()
+        if self.view.find(path, follow=False) is not None:
+            self.view.remove_tree(path)
+
+    async def sync_directory(self, path: str) -> None:
+        """Make the names in a folder durable."""
+        await self._call(sync=True)
+        self.view.folder(path).inode.sync_names()
+
+    async def free_bytes(self, path: str) -> int:
+        """Return what could still be stored there."""
+        await self._call()
+        file_system = self.view.node(path).inode.file_system
+        return max(0, file_system.capacity_bytes - file_system.used_bytes)
+
+    async def tree_bytes(self, path: str) -> int:
+        """Return the bytes allocated under a folder, hard links counted once."""
+        await self._call()
+        return _allocated(self.view.node(path, follow=False), {})
+
+    # -- watch and lock --------------------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def watch(self, path: str) -> AsyncIterator[Watch]:
+        """Watch one folder, from the moment the context is entered."""
+        await self._call()
+        inode = self.view.folder(path).inode
+        watch = SimWatch(self._loop)
+        inode.watchers.append(watch.put)
+        try:
+            yield watch
+        finally:
+            if watch.put in inode.watchers:
+                inode.watchers.remove(watch.put)
+
+    async def lock(self, path: str, contents: bytes) -> "SimFile | None":
+        """Take an exclusive lock on a file and write `contents` into it; None if it is taken."""
+        await self._call()
+        inode = self.view.open_file(path, create_mode=0o600)
+        if inode.number in self._locks:
+            return None
+        file = SimFile(self, self._loop, inode, path)
+        self._locks[inode.number] = file
+        inode.replace(contents)
+        return file
+
+    def unlock(self, file: "SimFile") -> None:
+        """Release what `file` locked, if anything. Called when it closes."""
+        if self._locks.get(file.inode.number) is file:
+            del self._locks[file.inode.number]
+
+    # -- archives --------------------------------------------------------------------------------------------------------------------
+
+    async def unpack_layer(
+        self,
+        source: str,
+        target: str,
+        *,
+        offset: int = 0,
+        n_bytes: int | None = None,
+        limits: UnpackLimits = UnpackLimits(),  # noqa: B008 - an immutable tuple
+        progress: Progress | None = None,
+    ) -> Unpacked:
+        """Unpack a tar (plain, gzip or zstd) below the empty or missing folder `target`, in overlayfs form."""
+        await self._call()
+        blob = bytes(self.view.open_file(source).data)
+        blob = blob[offset:] if n_bytes is None else blob[offset : offset + n_bytes]
+        found = self.view.find(target)
+        if found is not None and (found.inode.kind != "directory" or found.list_names()):
+            fail(errno.ENOTEMPTY, target)
+        folder = self.view.make_folders(target, 0o755)
+        try:
+            await self.pause(len(blob))
+            unpacked = layers.unpack(blob, folder, limits)
+            await self.pause(unpacked.n_unpacked_bytes, sync=True)
+            _sync_tree(folder)
+        except (BadArchive, OSError, asyncio.CancelledError):
+            if self._loop.owner().alive:
+                self.view.remove_tree(target)
+            raise
+        if progress is not None:
+            progress(len(blob))
+        return unpacked
+
+    async def pack_layer(self, source: str, target: str) -> Packed:
+        """Write the folder `source` (overlayfs form) as an OCI layer tar to the new file `target`."""
+        await self._call()
+        packed, data = layers.pack(self.view.folder(source).inode)
+        await self.pause(len(data))
+        if self.view.find(target, follow=False) is not None:
+            fail(errno.EEXIST, target)
+        self.view.write(target, data)
+        return packed
+
+    async def index_archive(self, source: str) -> Sequence[ArchiveMember]:
+        """List the members of an outer tar without unpacking it."""
+        await self._call()
+        return layers.index(bytes(self.view.open_file(source).data))
+
+    async def digest(self, path: str) -> str:
+        """Return "sha256:..." of a file's bytes."""
+        await self._call()
+        inode = self.view.open_file(path)
+        await self.pause(len(inode.data))
+        return "sha256:" + hashlib.sha256(inode.data).hexdigest()
+
+    # -- time ------------------------------------------------------------------------------------------------------------------------
+
+    async def pause(self, n_bytes: int = 0, *, sync: bool = False) -> None:
+        """Let the time of one device operation pass; a dead process ends here."""
+        low, high = _SYNC_S if sync else _CALL_S
+        await asyncio.sleep(self._chance.uniform(low, high) + n_bytes / _BYTES_PER_S)
+        self._loop.owner().check()
+
+    async def _call(self, n_bytes: int = 0, *, sync: bool = False) -> None:
+        self._loop.owner().check()
+        await self.pause(n_bytes, sync=sync)
+
+
+class SimFile:
+    """An open file. Who opened it closes it; the death of its process does so too.
+
+    Args:
+        disk: Where it lies.
+        loop: To find who opens it.
+        inode: What is open.
+        path: For watchers of its folder.
+    """
+
+    def __init__(self, disk: SimDisk, loop: SimLoop, inode: Inode, path: str) -> None:
+        self.inode = inode
+        self._disk = disk
+        self._path = path
+        self._is_open = True
+        self._owner = loop.owner()
+        self._held = self._owner.hold(self.close)
+
+    async def read_at(self, offset: int, n_bytes: int) -> bytes:
+        """Return up to `n_bytes` from `offset`."""
+        await self._ready()
+        return bytes(self.inode.data[offset : offset + n_bytes])
+
+    async def append(self, data: bytes) -> None:
+        """Write all of `data` at the end."""
+        await self._ready(len(data))
+        self.inode.append(data)
+        if self.inode.kind == "fifo":
+            self.inode.notify("")
+        else:
+            self._tell()
+
+    async def sync(self) -> None:
+        """Make data and size durable."""
+        await self._ready(sync=True)
+        self.inode.sync_data()
+
+    def size_bytes(self) -> int:
+        """Return the size now."""
+        self._check()
+        return len(self.inode.data)
+
+    def close(self) -> None:
+        """Close; twice is fine."""
+        if self._is_open:
+            self._is_open = False
+            self._owner.forget(self._held)
+            self._disk.unlock(self)
+
+    async def _ready(self, n_bytes: int = 0, *, sync: bool = False) -> None:
+        self._check()
+        await self._disk.pause(n_bytes, sync=sync)
+        self._check()
+
+    def _check(self) -> None:
+        self._owner.check()
+        if not self._is_open:
+            raise ValueError("I/O operation on closed file")
+
+    def _tell(self) -> None:
+        if self._disk.view.find(self._path) is not None:
+            self._disk.view.touched(self._path)
+
+
+class SimWatch:
+    """Names that changed in one folder, bounded.
+
+    Args:
+        loop: The source of futures.
+    """
+
+    def __init__(self, loop: SimLoop) -> None:
+        self._loop = loop
+        self._names: deque[str] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, name: str) -> None:
+        """Note a change; over the bound everything unread becomes one ""."""
+        if len(self._names) >= WATCH_EVENTS_MAX:
+            self._names.clear()
+            name = ""
+        self._names.append(name)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def __aiter__(self) -> AsyncIterator[str]:
+        """Iterate over the names, for ever."""
+        return self._iterate()
+
+    async def _iterate(self) -> AsyncIterator[str]:
+        while True:
+            while self._names:
+                yield self._names.popleft()
+            self._waiter = self._loop.create_future()
+            await self._waiter
+
+
+def _facts(inode: Inode) -> FileStat:
+    return FileStat(
+        size_bytes=inode.size_bytes,
+        mode=inode.mode,
+        modified_at_ns=inode.modified_at_ns,
+        inode=inode.number,
+        is_directory=inode.kind == "directory",
+        is_symlink=inode.kind == "symlink",
+    )
+
+
+def _sync_tree(folder: Inode) -> None:
+    """Make a folder with all it holds durable."""
+    for inode in folder.names.values():
+        if inode.kind == "directory":
+            _sync_tree(inode)
+        else:
+            inode.sync_data()
+    folder.sync_names()
+
+
+def _allocated(node: Node, seen: dict[int, None]) -> int:
+    inode = node.inode
+    if inode.number in seen:
+        return 0
+    seen[inode.number] = None
+    total = -(-len(inode.data) // BLOCK_BYTES) * BLOCK_BYTES
+    if inode.kind == "directory":
+        children = [node.lookup(name) for name in node.list_names()]
+        total += BLOCK_BYTES + sum(_allocated(child, seen) for child in children if child is not None)
+    return total
+
+
+def _check_port(disk: SimDisk, file: SimFile) -> tuple[Disk, OpenFilePort]:
+    """Let the type checker compare with the ports."""
+    return disk, file

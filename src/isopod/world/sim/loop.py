@@ -1,0 +1,266 @@
+"""SimLoop: an asyncio event loop with virtual time, a seeded order and no outside.
+
+Legal behaviours, all drawn from one stream of the world's seed:
+
+- Time stands still while something is ready, but for one microsecond a turn; when nothing is ready it jumps to the next timer.
+- Tasks that are ready in the same turn run in a seeded order. Plain callbacks (`call_soon`, timers) keep their order among themselves,
+  which asyncio promises and protocols rely on; only their place between the tasks varies.
+- `run_in_executor` runs the function in the loop's thread, a seeded delay later. There are no threads, sockets, signals or children.
+
+It refuses to hang: with nothing ready and no timer left it raises `Deadlock`, and over `n_events_max` events `Runaway`.
+Nothing here iterates a set or orders by `id()`. Sources: asyncio's `BaseEventLoop`, whose `_run_once` is replaced (Python 3.11 to 3.13).
+"""
+
+import asyncio
+import hashlib
+import heapq
+import random
+from asyncio import events
+from collections import deque
+from collections.abc import Callable, Coroutine, Generator
+from contextvars import Context
+from typing import Any, Final, TypeVar, TypeVarTuple, Unpack
+
+from isopod.world.sim.owners import OWNER, Owner
+
+_T = TypeVar("_T")
+_Ts = TypeVarTuple("_Ts")
+TURN_NS: Final = 1_000
+"""What one turn of the loop costs: without it a task that polls with `sleep(0)` would never see time pass."""
+EVENTS_MAX: Final = 20_000_000
+_EXECUTOR_DELAY_S_MAX: Final = 0.001
+_CANCELLED_TIMERS_MIN: Final = 128
+_ROOT_PID: Final = 4242
+
+
+class Deadlock(RuntimeError):
+    """Nothing is ready, no timer remains, and something is still awaited."""
+
+
+class Runaway(RuntimeError):
+    """More events ran than any honest scenario needs."""
+
+
+class SimLoop(asyncio.BaseEventLoop):
+    """The loop.
+
+    Args:
+        chance: The stream that orders ready tasks.
+        n_events_max: Bound on events run before `Runaway`.
+    """
+
+    _ready: deque[asyncio.Handle]
+    _stopping: bool
+
+    def __init__(self, chance: random.Random, *, n_events_max: int = EVENTS_MAX) -> None:
+        super().__init__()
+        self.elapsed_ns = 0
+        self.n_events = 0
+        self.n_events_max = n_events_max
+        self.root = Owner(_ROOT_PID, "root")
+        self.undertaker = Owner(0, "undertaker", outside=True)
+        self._chance = chance
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._n_timers = 0
+        self._n_cancelled_timers = 0
+        self._owners: list[Owner] = [self.root]
+        self._trace: Any = None
+
+    # -- time and owners -------------------------------------------------------------------------------------------------------------
+
+    def time(self) -> float:
+        """Return virtual seconds since the simulation began."""
+        return self.elapsed_ns / 1e9
+
+    def owner(self) -> Owner:
+        """Return the process whose code is running."""
+        return OWNER.get(self.root)
+
+    def add_owner(self, owner: Owner) -> None:
+        """Know an owner, so that its tasks are named in a `Deadlock`. The buried ones are forgotten."""
+        self._owners = [each for each in self._owners if not each.buried]
+        self._owners.append(owner)
+
+    def owners(self) -> list[Owner]:
+        """Return the owners that are not buried, oldest first."""
+        return [each for each in self._owners if not each.buried]
+
+    # -- trace -----------------------------------------------------------------------------------------------------------------------
+
+    def start_trace(self) -> None:
+        """Begin to hash every event: its time and what runs."""
+        self._trace = hashlib.sha256()
+
+    def trace_digest(self) -> str:
+        """Return the digest of the events since `start_trace`: equal for equal seeds, in any process."""
+        if self._trace is None:
+            raise RuntimeError("no trace was started")
+        return str(self._trace.hexdigest())
+
+    # -- scheduling ------------------------------------------------------------------------------------------------------------------
+
+    def call_at(
+        self, when: float, callback: Callable[[Unpack[_Ts]], object], *args: *_Ts, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """Schedule a callback; those of equal time keep the order of scheduling."""
+        if self.is_closed():
+            raise RuntimeError("Event loop is closed")
+        timer = events.TimerHandle(when, callback, args, self, context)
+        self._n_timers += 1
+        heapq.heappush(self._timers, (when, self._n_timers, timer))
+        timer._scheduled = True  # type: ignore[attr-defined]
+        return timer
+
+    def call_later(
+        self, delay: float, callback: Callable[[Unpack[_Ts]], object], *args: *_Ts, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """Schedule a callback after `delay` virtual seconds."""
+        return self.call_at(self.time() + delay, callback, *args, context=context)
+
+    def create_task(
+        self,
+        coro: Coroutine[Any, Any, _T] | Generator[Any, None, _T],
+        *,
+        name: object = None,
+        context: Context | None = None,
+    ) -> asyncio.Task[_T]:
+        """Start a task, and write it down with its owner."""
+        task: asyncio.Task[_T] = super().create_task(coro, name=name, context=context)
+        owner = OWNER.get(self.root) if context is None else context.get(OWNER, self.root)
+        owner.adopt(task)
+        return task
+
+    def run_in_executor(self, executor: Any, func: Callable[..., _T], *args: Any) -> asyncio.Future[_T]:  # type: ignore[override]
+        """Run `func` inline at a seeded later instant."""
+        future: asyncio.Future[_T] = self.create_future()
+        self.call_later(self._chance.random() * _EXECUTOR_DELAY_S_MAX, _fulfil, future, func, args)
+        return future
+
+    def call_soon_threadsafe(
+        self, callback: Callable[[Unpack[_Ts]], object], *args: *_Ts, context: Context | None = None
+    ) -> asyncio.Handle:
+        """There are no other threads here: the same as `call_soon`."""
+        return self.call_soon(callback, *args, context=context)
+
+    async def getaddrinfo(self, *args: object, **kwargs: object) -> list[Any]:
+        """Refuse: names are resolved by the Network port."""
+        raise RuntimeError("the simulation has no resolver: use the Network port")
+
+    # -- the turn --------------------------------------------------------------------------------------------------------------------
+
+    def _run_once(self) -> None:
+        if not self._ready and not self._stopping:
+            self._jump()
+        self.elapsed_ns += TURN_NS
+        self._collect_due()
+        batch = deque(self._ordered())
+        self._ready.clear()
+        try:
+            while batch:
+                self._run_handle(batch.popleft())
+        finally:
+            self._ready.extendleft(reversed(batch))
+
+    def _run_handle(self, handle: asyncio.Handle) -> None:
+        if handle.cancelled() or _owner_of(handle, self.root).buried:
+            return
+        self.n_events += 1
+        if self.n_events > self.n_events_max:
+            raise Runaway(f"{self.n_events_max} events ran; last: {_describe(handle)}; virtual time {self.time():.6f} s")
+        if self._trace is not None:
+            self._trace.update(f"{self.elapsed_ns} {_describe(handle)}\n".encode())
+        handle._run()
+
+    def _ordered(self) -> list[asyncio.Handle]:
+        """Shuffle the ready batch, then put the plain callbacks back into their own order."""
+        batch = list(self._ready)
+        if len(batch) < 2:
+            return batch
+        plain = iter([handle for handle in batch if _task_of(handle) is None])
+        self._chance.shuffle(batch)
+        return [handle if _task_of(handle) is not None else next(plain) for handle in batch]
+
+    def _jump(self) -> None:
+        """Move time to the next timer that still counts."""
+        while self._timers:
+            when, _, timer = self._timers[0]
+            if not timer.cancelled() and not _owner_of(timer, self.root).buried:
+                self.elapsed_ns = max(self.elapsed_ns, round(when * 1e9))
+                return
+            self._pop_timer()
+        raise Deadlock(self._explain())
+
+    def _collect_due(self) -> None:
+        limit = self.time() + 1e-9
+        while self._timers and self._timers[0][0] <= limit:
+            timer = self._pop_timer()
+            if not timer.cancelled():
+                self._ready.append(timer)
+
+    def _pop_timer(self) -> asyncio.TimerHandle:
+        timer = heapq.heappop(self._timers)[2]
+        timer._scheduled = False  # type: ignore[attr-defined]
+        if timer.cancelled():
+            self._n_cancelled_timers -= 1
+        return timer
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        """Called by `TimerHandle.cancel` for a timer that is scheduled; sweeps when half the heap is dead."""
+        self._n_cancelled_timers += 1
+        if self._n_cancelled_timers > _CANCELLED_TIMERS_MIN and 2 * self._n_cancelled_timers > len(self._timers):
+            self._timers = [entry for entry in self._timers if not entry[2].cancelled()]
+            heapq.heapify(self._timers)
+            self._n_cancelled_timers = 0
+
+    def _explain(self) -> str:
+        lines = [f"deadlock at virtual time {self.time():.6f} s: nothing is ready, no timer remains; pending tasks:"]
+        for owner in self.owners():
+            lines += [f"  {owner.name}[{owner.pid}]: {_describe_task(task)}" for task in owner.pending()]
+        return "\n".join(lines)
+
+    def _write_to_self(self) -> None:
+        """Nothing sleeps outside the loop that would have to be woken."""
+
+    def _process_events(self, event_list: object) -> None:
+        raise NotImplementedError("the simulation has no selector")
+
+    def close(self) -> None:
+        """Close, dropping every timer."""
+        self._timers.clear()
+        super().close()
+
+
+def _fulfil(future: asyncio.Future[Any], func: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    if future.cancelled():
+        return
+    try:
+        result = func(*args)
+    except Exception as error:  # noqa: BLE001 - what the function raised belongs to whoever awaits it
+        future.set_exception(error)
+    else:
+        future.set_result(result)
+
+
+def _task_of(handle: asyncio.Handle) -> "asyncio.Task[Any] | None":
+    """Return the task a handle steps or wakes, or None for a plain callback."""
+    owner = getattr(handle._callback, "__self__", None)  # type: ignore[attr-defined]
+    return owner if isinstance(owner, asyncio.Task) else None
+
+
+def _owner_of(handle: asyncio.Handle, root: Owner) -> Owner:
+    found: Owner = handle._context.get(OWNER, root)  # type: ignore[attr-defined]
+    return found
+
+
+def _describe(handle: asyncio.Handle) -> str:
+    task = _task_of(handle)
+    if task is not None:
+        return getattr(task.get_coro(), "__qualname__", "task")
+    callback = handle._callback  # type: ignore[attr-defined]
+    return getattr(callback, "__qualname__", type(callback).__qualname__)
+
+
+def _describe_task(task: "asyncio.Task[Any]") -> str:
+    frames = task.get_stack(limit=1)
+    where = f" at {frames[0].f_code.co_filename.rpartition('/')[2]}:{frames[0].f_lineno}" if frames else ""
+    return f"{task.get_name()} {getattr(task.get_coro(), '__qualname__', '?')}{where}"

@@ -1,0 +1,83 @@
+"""Machine: the simulated computer, as simulated programs see it: its tree of files, processes, network and kernel.
+
+Programs use these directly, without the ports: they are part of the World, not of what is tested in it.
+"""
+
+import random
+from typing import Final
+
+from isopod.world.sim.clock import SimClock
+from isopod.world.sim.disk import SimDisk
+from isopod.world.sim.inodes import FileSystem
+from isopod.world.sim.kernel import SimKernel
+from isopod.world.sim.loop import SimLoop
+from isopod.world.sim.network import SimNetwork
+from isopod.world.sim.processes import SimProcesses
+from isopod.world.sim.random import SimRandom
+from isopod.world.sim.table import ProcessTable
+from isopod.world.sim.view import plain_view
+
+DISK_BYTES: Final = 64 << 30
+_FOLDERS: Final = (
+    *("/dev", "/etc", "/home", "/opt", "/proc", "/root", "/run", "/srv", "/sys", "/tmp"),  # noqa: S108 - on the simulated disk
+    *("/usr/bin", "/usr/sbin", "/usr/share", "/var/lib", "/var/log", "/var/tmp"),  # noqa: S108
+)
+_FILES: Final = {
+    "/etc/hostname": b"simulated\n",
+    "/etc/resolv.conf": b"nameserver 192.168.122.1\n",
+    "/usr/share/containers/seccomp.json": b'{"defaultAction": "SCMP_ACT_ERRNO", "syscalls": []}\n',
+}
+
+
+class Machine:
+    """The computer.
+
+    Args:
+        seed: Decides everything.
+        n_events_max: Bound on events of the loop.
+    """
+
+    def __init__(self, seed: int, *, n_events_max: int) -> None:
+        self.random = SimRandom(seed)
+        self.loop = SimLoop(self.random.stream("loop"), n_events_max=n_events_max)
+        self.clock = SimClock(self.loop)
+        self.device = FileSystem(DISK_BYTES, self.clock.now_ns)
+        self.view = plain_view(self.device.root)
+        self.table = ProcessTable(self.loop)
+        self.disk = SimDisk(self.loop, self.random.stream("disk"), self.view, self.device)
+        self.network = SimNetwork(self.loop, self.random.stream("network"), self.view)
+        self.processes = SimProcesses(self.loop, self.random.stream("processes"), self.view, self.table)
+        self.kernel = SimKernel(self.loop, self.random.stream("kernel"), self.view, self.table)
+        self.processes.bind(self)
+        self._furnish()
+
+    @property
+    def chance(self) -> random.Random:
+        """Chance for simulated programs."""
+        return self.random.stream("programs")
+
+    def power_cut(self) -> None:
+        """Lose power and boot again: every process ends, the kernel forgets, the disk keeps what was durable."""
+        self.table.kill_all()
+        self.kernel.reset()
+        self.disk.crash()
+        self.processes.n_boots += 1
+
+    def _furnish(self) -> None:
+        """Make the folders and files that every machine has, durable."""
+        for folder in _FOLDERS:
+            self.view.make_folders(folder, 0o755)
+        self.view.symlink("usr/bin", "/bin")
+        self.view.symlink("usr/sbin", "/sbin")
+        for path, data in _FILES.items():
+            self.view.make_folders(path.rpartition("/")[0], 0o755)
+            self.view.write(path, data, 0o644)
+
+    def seal(self) -> None:
+        """Make all that is on the disk durable: the state in which the simulation begins."""
+        todo = [self.device.root]
+        while todo:
+            inode = todo.pop()
+            inode.sync_data()
+            inode.sync_names()
+            todo.extend(inode.names.values())

@@ -1,0 +1,244 @@
+"""SimNetwork: the Network port over memory.
+
+Unix sockets are files of the simulated disk: connecting to a missing one is ENOENT, to one that nobody serves (any more) ECONNREFUSED.
+TCP end points are names "host:port"; a listener on 0.0.0.0, :: or "" takes connections to any host. A process that dies stops listening
+and its connections close, but the socket's file stays behind, as on the host.
+
+Legal behaviours: small seeded delays before a connection stands and before bytes arrive (`streams`, `packets`). `refuse_next` makes the
+next connection attempts fail. Not yet: latency by link, loss, duplication, partitions.
+"""
+
+import asyncio
+import errno
+import os
+import random
+from contextvars import Context, copy_context
+from typing import Final
+
+from isopod.world.network import Address, ProtocolFactory, TcpAddress, UnixAddress
+from isopod.world.network import Network as NetworkPort
+from isopod.world.sim.inodes import Inode
+from isopod.world.sim.loop import SimLoop
+from isopod.world.sim.owners import Owner
+from isopod.world.sim.packets import PacketEnd, PacketListener, PacketQueue
+from isopod.world.sim.streams import Pipe, StreamEnd
+from isopod.world.sim.view import View, fail
+
+_ANY_HOSTS: Final = ("0.0.0.0", "::", "")  # noqa: S104 - names in memory
+_FIRST_EPHEMERAL_PORT: Final = 32768
+_CONNECT_S: Final = (10e-6, 200e-6)
+_UNIX_PATH_BYTES_MAX: Final = 107
+
+
+class SimListener:
+    """A listening stream socket, with what the test may want to know about it.
+
+    Args:
+        network: Where it is registered.
+        address: Where it listens.
+        factory: Makes the protocol of a connection.
+        owner: The process that listens.
+        mode: Permission bits of the socket's file.
+        gid: Its group, or None.
+    """
+
+    def __init__(
+        self, network: "SimNetwork", address: Address, factory: ProtocolFactory, *, owner: Owner, mode: int, gid: int | None
+    ) -> None:
+        self.factory = factory
+        self.owner = owner
+        self.mode = mode
+        self.gid = gid
+        self.is_open = True
+        self.context: Context = copy_context()
+        self._network = network
+        self._address = address
+        self._held = owner.hold(self.stop)
+
+    @property
+    def address(self) -> Address:
+        """The bound address (with the real port)."""
+        return self._address
+
+    async def close(self) -> None:
+        """Stop accepting and remove a Unix socket's file; open connections go on."""
+        if self.is_open and self.owner.alive:
+            self.owner.forget(self._held)
+            self.stop()
+            self._network.unbind(self)
+
+    def stop(self) -> None:
+        """Stop accepting; the file stays."""
+        self.is_open = False
+
+
+class SimNetwork:
+    """The Network port of the simulation.
+
+    Args:
+        loop: The loop.
+        chance: The stream for delays and splits.
+        view: Where Unix sockets have their files.
+    """
+
+    def __init__(self, loop: SimLoop, chance: random.Random, view: View) -> None:
+        self._loop = loop
+        self._chance = chance
+        self._view = view
+        self._unix: dict[Inode, SimListener | PacketListener] = {}
+        self._tcp: dict[tuple[str, int], SimListener] = {}
+        self._next_port = _FIRST_EPHEMERAL_PORT
+        self._refusals: list[int] = []
+
+    # -- faults and inspection -------------------------------------------------------------------------------------------------------
+
+    def refuse_next(self, number: int, *, times: int = 1) -> None:
+        """Let the next `times` stream connections fail with that errno."""
+        self._refusals += [number] * times
+
+    def listeners(self) -> list[SimListener]:
+        """Return the open stream listeners, oldest first."""
+        found = [each for each in self._unix.values() if isinstance(each, SimListener)]
+        return [each for each in (*found, *self._tcp.values()) if each.is_open]
+
+    # -- the port --------------------------------------------------------------------------------------------------------------------
+
+    async def listen(
+        self, address: Address, factory: ProtocolFactory, *, mode: int = 0o660, gid: int | None = None, backlog: int = 4096
+    ) -> SimListener:
+        """Accept connections, each with a new protocol from `factory`."""
+        await self._pause()
+        if backlog < 1:
+            raise ValueError("backlog must be at least 1")
+        if isinstance(address, UnixAddress):
+            inode = self._bind_file(address.path, mode, gid)
+            listener = SimListener(self, address, factory, owner=self._loop.owner(), mode=mode, gid=gid)
+            self._unix[inode] = listener
+            return listener
+        bound = self._bind_port(address)
+        listener = SimListener(self, bound, factory, owner=self._loop.owner(), mode=mode, gid=gid)
+        self._tcp[bound] = listener
+        return listener
+
+    async def connect(self, address: Address, factory: ProtocolFactory) -> tuple[asyncio.Transport, asyncio.Protocol]:
+        """Connect once."""
+        await self._pause()
+        if self._refusals:
+            fail(self._refusals.pop(0), str(address))
+        listener = self._find_unix(address.path) if isinstance(address, UnixAddress) else self._find_tcp(address)
+        if listener is None or not listener.is_open:
+            fail(errno.ECONNREFUSED, address.path if isinstance(address, UnixAddress) else f"{address.host}:{address.port}")
+        if not isinstance(listener, SimListener):
+            fail(errno.EPROTOTYPE, str(address))
+        protocol = factory()
+        client, server = self._pair(listener, self._loop.owner())
+        self._loop.call_soon(_accept, listener, server, context=listener.context)
+        client.begin(protocol)
+        return client, protocol
+
+    async def connect_packets(self, path: str) -> PacketEnd:
+        """Connect to a Unix SOCK_SEQPACKET socket."""
+        await self._pause()
+        listener = self._find_unix(path)
+        if listener is None or not listener.is_open:
+            fail(errno.ECONNREFUSED, path)
+        if not isinstance(listener, PacketListener):
+            fail(errno.EPROTOTYPE, path)
+        there, back = PacketQueue(self._loop), PacketQueue(self._loop)
+        listener.offer(PacketEnd(self._loop, self._chance, listener.owner, incoming=there, outgoing=back))
+        return PacketEnd(self._loop, self._chance, self._loop.owner(), incoming=back, outgoing=there)
+
+    # -- for simulated programs ------------------------------------------------------------------------------------------------------
+
+    def listen_packets(self, path: str, *, mode: int = 0o700) -> PacketListener:
+        """Serve a SEQPACKET socket at `path`, for the process whose code calls this. EADDRINUSE if the path exists."""
+        if self._view.find(path, follow=False) is not None:
+            fail(errno.EADDRINUSE, path)
+        listener = PacketListener(self._loop, self._loop.owner())
+        self._unix[self._view.create(path, "socket", mode)] = listener
+        return listener
+
+    def unbind(self, listener: SimListener) -> None:
+        """Forget a closed listener and remove its file, if that is still its own."""
+        if isinstance(listener.address, UnixAddress):
+            node = self._view.find(listener.address.path, follow=False)
+            if node is not None and self._unix.get(node.inode) is listener:
+                self._view.remove(listener.address.path)
+            self._unix = {inode: each for inode, each in self._unix.items() if each is not listener}
+        else:
+            self._tcp = {key: each for key, each in self._tcp.items() if each is not listener}
+
+    # -- inside ----------------------------------------------------------------------------------------------------------------------
+
+    async def _pause(self) -> None:
+        self._loop.owner().check()
+        await asyncio.sleep(self._chance.uniform(*_CONNECT_S))
+        self._loop.owner().check()
+
+    def _bind_file(self, path: str, mode: int, gid: int | None) -> Inode:
+        if len(os.fsencode(path)) > _UNIX_PATH_BYTES_MAX:
+            raise OSError("AF_UNIX path too long")
+        node = self._view.find(path, follow=False)
+        if node is not None:
+            served = self._unix.get(node.inode)
+            if node.inode.kind != "socket" or (served is not None and served.is_open):
+                fail(errno.EADDRINUSE, path)
+            self._view.remove(path)
+            self._unix.pop(node.inode, None)
+        inode = self._view.create(path, "socket", mode)
+        inode.gid = inode.gid if gid is None else gid
+        return inode
+
+    def _bind_port(self, address: TcpAddress) -> TcpAddress:
+        port = address.port or self._free_port()
+        for (host, taken), listener in self._tcp.items():
+            overlaps = host == address.host or host in _ANY_HOSTS or address.host in _ANY_HOSTS
+            if taken == port and overlaps and listener.is_open:
+                fail(errno.EADDRINUSE, f"{address.host}:{port}")
+        return TcpAddress(address.host, port)
+
+    def _free_port(self) -> int:
+        taken = [port for _, port in self._tcp]
+        while self._next_port in taken:
+            self._next_port += 1
+        self._next_port += 1
+        return self._next_port - 1
+
+    def _find_unix(self, path: str) -> SimListener | PacketListener | None:
+        node = self._view.node(path)
+        return self._unix.get(node.inode) if node.inode.kind == "socket" else None
+
+    def _find_tcp(self, address: TcpAddress) -> SimListener | None:
+        for host in (address.host, *_ANY_HOSTS):
+            found = self._tcp.get((host, address.port))
+            if found is not None and found.is_open:
+                return found
+        return None
+
+    def _pair(self, listener: SimListener, owner: Owner) -> tuple[StreamEnd, StreamEnd]:
+        there, back = Pipe(self._loop, self._chance), Pipe(self._loop, self._chance)
+        is_tcp = isinstance(listener.address, TcpAddress)
+        name = listener.address if is_tcp else listener.address[0]
+        peer = ("127.0.0.1", self._free_port()) if is_tcp else ""
+        client = StreamEnd(
+            self._loop, owner, incoming=back, outgoing=there, context=copy_context(), extra={"peername": name, "sockname": peer}
+        )
+        server = StreamEnd(
+            self._loop,
+            listener.owner,
+            incoming=there,
+            outgoing=back,
+            context=listener.context.copy(),
+            extra={"peername": peer, "sockname": name},
+        )
+        return client, server
+
+
+def _accept(listener: SimListener, server: StreamEnd) -> None:
+    if listener.owner.alive:
+        server.begin(listener.factory())
+
+
+def _check_port(network: SimNetwork) -> NetworkPort:
+    """Let the type checker compare with the port."""
+    return network

@@ -1,0 +1,308 @@
+"""Streams: the two ends of a simulated stream connection, as asyncio transports.
+
+A connection is two `Pipe`s, one each way, each like a socket's buffer: bounded, in order, delivered a piece at a time after a small seeded
+delay, in pieces of seeded size (a stream has no record boundaries, and code that hopes for them must fail here). What does not fit waits
+in the writer's own buffer, whose marks pause and resume the protocol.
+
+Legal behaviours: any split or join of the bytes; end of stream only after all bytes; after the peer is gone a write ends the connection
+with BrokenPipeError; closing with unread bytes gives the peer ConnectionResetError. Not yet: loss of connections, latency, partitions.
+"""
+
+import asyncio
+import errno
+import os
+import random
+from collections.abc import Callable, Iterable
+from contextvars import Context
+from typing import Any, Final
+
+from isopod.world.sim.loop import SimLoop
+from isopod.world.sim.owners import Owner
+
+PIPE_BYTES: Final = 208 << 10
+READ_BYTES_MAX: Final = 256 << 10
+HIGH_WATER_BYTES: Final = 64 << 10
+_DELAY_S: Final = (2e-6, 60e-6)
+_SPLIT_CHANCE: Final = 0.1
+
+
+class Pipe:
+    """One direction. Written by one end, delivered into the other.
+
+    Args:
+        loop: For timers.
+        chance: For delays and splits.
+    """
+
+    def __init__(self, loop: SimLoop, chance: random.Random) -> None:
+        self.data = bytearray()
+        self.is_ended = False
+        self.is_broken = False
+        self.reader: StreamEnd | None = None
+        self.writer: StreamEnd | None = None
+        self._loop = loop
+        self._chance = chance
+        self._is_scheduled = False
+
+    @property
+    def room(self) -> int:
+        """How many more bytes fit."""
+        return PIPE_BYTES - len(self.data)
+
+    def wake(self) -> None:
+        """Have something delivered soon; one delivery is under way at a time, so the order is kept."""
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self._loop.call_later(self._chance.uniform(*_DELAY_S), self._deliver, context=self._context())
+
+    def take(self) -> bytes:
+        """Take the next piece."""
+        n_bytes = min(len(self.data), READ_BYTES_MAX)
+        if n_bytes > 1 and self._chance.random() < _SPLIT_CHANCE:
+            n_bytes = self._chance.randrange(1, n_bytes)
+        piece = bytes(self.data[:n_bytes])
+        del self.data[:n_bytes]
+        return piece
+
+    def _context(self) -> Context | None:
+        return self.reader.context if self.reader is not None else None
+
+    def _deliver(self) -> None:
+        self._is_scheduled = False
+        if self.reader is not None:
+            self.reader.on_readable()
+
+
+class StreamEnd(asyncio.Transport):
+    """One end of a connection.
+
+    Args:
+        loop: The loop.
+        owner: The process that has it open; its death closes it.
+        incoming: The direction it reads.
+        outgoing: The direction it writes.
+        context: In which its protocol is called.
+        extra: What `get_extra_info` knows.
+    """
+
+    def __init__(self, loop: SimLoop, owner: Owner, *, incoming: Pipe, outgoing: Pipe, context: Context, extra: dict[str, Any]) -> None:
+        super().__init__(extra)
+        self.context = context
+        self._loop = loop
+        self._owner = owner
+        self._in = incoming
+        self._out = outgoing
+        self._protocol: asyncio.BaseProtocol = asyncio.Protocol()
+        self._buffer = bytearray()
+        self._high = HIGH_WATER_BYTES
+        self._low = HIGH_WATER_BYTES // 4
+        self._is_connected = False
+        self._is_reading = True
+        self._is_write_paused = False
+        self._wants_eof = False
+        self._saw_eof = False
+        self._is_closing = False
+        self._is_gone = False
+        self._held = owner.hold(self.sever)
+        incoming.reader = self
+        outgoing.writer = self
+
+    # -- life ------------------------------------------------------------------------------------------------------------------------
+
+    def begin(self, protocol: asyncio.BaseProtocol) -> None:
+        """Hand the connection to its protocol; bytes flow from now on."""
+        self._protocol = protocol
+        self._call(protocol.connection_made, self)
+        self._is_connected = True
+        if self._in.data or self._in.is_ended or self._in.is_broken:
+            self._in.wake()
+
+    def close(self) -> None:
+        """Close once everything written has been taken by the peer's buffer."""
+        if self._is_closing or self._is_gone:
+            return
+        self._is_closing = True
+        if not self._buffer:
+            self._finish(None)
+
+    def abort(self) -> None:
+        """Close at once, dropping what was not sent."""
+        self._finish(None)
+
+    def sever(self) -> None:
+        """The process died: the kernel closes its end, and nobody is told on this side."""
+        self._is_closing = True
+        self._release()
+
+    def is_closing(self) -> bool:
+        """Return whether it is closed or about to be."""
+        return self._is_closing or self._is_gone
+
+    # -- reading ---------------------------------------------------------------------------------------------------------------------
+
+    def is_reading(self) -> bool:
+        """Return whether bytes are delivered."""
+        return self._is_reading and not self.is_closing()
+
+    def pause_reading(self) -> None:
+        """Deliver nothing until `resume_reading`."""
+        self._is_reading = False
+
+    def resume_reading(self) -> None:
+        """Deliver again."""
+        if not self._is_reading:
+            self._is_reading = True
+            self._in.wake()
+
+    def on_readable(self) -> None:
+        """Take one piece, or the end, out of the incoming pipe. Called by the pipe."""
+        if not self._is_connected or self._is_gone or self._is_closing or not self._is_reading or self._saw_eof:
+            return
+        if self._in.data:
+            self._call(self._as_protocol().data_received, self._in.take())
+            if self._in.writer is not None:
+                self._in.writer.on_room()
+            if self._in.data or self._in.is_ended or self._in.is_broken:
+                self._in.wake()
+        elif self._in.is_broken:
+            self._finish(ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)))
+        elif self._in.is_ended:
+            self._saw_eof = True
+            if not self._call(self._as_protocol().eof_received):
+                self.close()
+
+    # -- writing ---------------------------------------------------------------------------------------------------------------------
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send bytes, in order, without waiting."""
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise TypeError(f"data argument must be a bytes-like object, not {type(data).__name__!r}")
+        if self._wants_eof:
+            raise RuntimeError("Cannot call write() after write_eof()")
+        if self._is_closing or self._is_gone or not self._owner.alive or not data:
+            return
+        self._buffer += data
+        self._flush()
+        if not self._is_write_paused and len(self._buffer) > self._high:
+            self._is_write_paused = True
+            self._call(self._protocol.pause_writing)
+
+    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
+        """Send several pieces."""
+        self.write(b"".join(list_of_data))
+
+    def can_write_eof(self) -> bool:
+        """Half close is supported."""
+        return True
+
+    def write_eof(self) -> None:
+        """Say that nothing more will be written; reading goes on."""
+        if self._wants_eof or self.is_closing() or not self._owner.alive:
+            return
+        self._wants_eof = True
+        self._flush()
+
+    def get_write_buffer_size(self) -> int:
+        """Return the bytes that wait."""
+        return len(self._buffer)
+
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        """Return the low and high marks."""
+        return self._low, self._high
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Set the marks that resume and pause the protocol."""
+        if high is None:
+            high = HIGH_WATER_BYTES if low is None else 4 * low
+        if low is None:
+            low = high // 4
+        if not high >= low >= 0:
+            raise ValueError(f"high ({high!r}) must be >= low ({low!r}) must be >= 0")
+        self._high, self._low = high, low
+
+    def on_room(self) -> None:
+        """The peer took bytes: move more, and resume the protocol below the low mark. Called by the reading end."""
+        if self._is_gone:
+            return
+        self._flush()
+        if self._is_write_paused and len(self._buffer) <= self._low:
+            self._is_write_paused = False
+            self._loop.call_soon(self._call, self._protocol.resume_writing, context=self.context)
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        """Return the protocol."""
+        return self._protocol
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        """Replace the protocol."""
+        self._protocol = protocol
+
+    # -- inside ----------------------------------------------------------------------------------------------------------------------
+
+    def _as_protocol(self) -> asyncio.Protocol:
+        assert isinstance(self._protocol, asyncio.Protocol)
+        return self._protocol
+
+    def _flush(self) -> None:
+        if self._out.is_broken or self._out.reader is None:
+            if self._buffer:
+                self._buffer.clear()
+                self._loop.call_soon(self._finish, BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)), context=self.context)
+            return
+        n_bytes = min(len(self._buffer), self._out.room)
+        if n_bytes:
+            self._out.data += self._buffer[:n_bytes]
+            del self._buffer[:n_bytes]
+            self._out.wake()
+        if not self._buffer:
+            if self._wants_eof and not self._out.is_ended:
+                self._out.is_ended = True
+                self._out.wake()
+            if self._is_closing:
+                self._finish(None)
+
+    def _finish(self, error: Exception | None) -> None:
+        """Give the connection up; `connection_lost` is the last call the protocol gets."""
+        if self._is_gone:
+            return
+        self._is_closing = True
+        self._release()
+        self._loop.call_soon(self._lose, error, context=self.context)
+
+    def _release(self) -> None:
+        if self._is_gone:
+            return
+        self._is_gone = True
+        self._owner.forget(self._held)
+        self._buffer.clear()
+        has_unread = bool(self._in.data)
+        self._in.reader = None
+        self._in.data.clear()
+        self._out.writer = None
+        self._out.is_ended = True
+        if has_unread:
+            self._out.is_broken = True
+        self._out.wake()
+        if self._in.writer is not None:
+            self._in.writer.on_room()
+
+    def _lose(self, error: Exception | None) -> None:
+        self._call(self._protocol.connection_lost, error)
+
+    def _call(self, method: Callable[..., Any], *args: object) -> Any:
+        """Call the protocol; what it raises ends the connection and is reported, as asyncio does."""
+        if not self._owner.alive:
+            return None
+        try:
+            return method(*args)
+        except Exception as error:  # noqa: BLE001 - the root of every protocol callback
+            self._loop.call_exception_handler(
+                {
+                    "message": f"Fatal error: protocol.{getattr(method, '__name__', 'callback')}() call failed.",
+                    "exception": error,
+                    "transport": self,
+                    "protocol": self._protocol,
+                }
+            )
+            self._finish(error)
+            return None

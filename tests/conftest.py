@@ -1,0 +1,213 @@
+"""How tests run: async bodies, the two Worlds, temporary folders, and what is checked after each.
+
+An `async def test_...` runs on the loop of its World fixture (a plain fresh loop if it asks for none):
+
+- `world` runs the body on the host and in the simulation;
+- `host_world` gives the host's `World`, `sim_world` the `SimWorld` (its ports are `sim_world.world`, beside the handles for faults);
+- `folder` is an empty folder on the disk of the World in use.
+
+Host loops are uvloop; below tests/world every host test runs on asyncio's own loop too. A body that leaves a task running, or during
+which a callback failed unseen, or that leaves a transport open, fails.
+"""
+
+import asyncio
+import inspect
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+
+import pytest
+
+from isopod.world.host.loop import LoopKind, new_loop
+from isopod.world.world import World
+
+if TYPE_CHECKING:
+    from isopod.world.sim import SimWorld
+
+HERE: Final = os.path.dirname(os.path.abspath(__file__))
+GRACE_TURNS: Final = 10
+"""Loop turns in which tasks and transports that are already ending may end."""
+
+
+class Stage(NamedTuple):
+    """The loop and the World a test runs on."""
+
+    loop: asyncio.AbstractEventLoop
+    world: World
+
+
+STAGE: Final = pytest.StashKey[Stage]()
+PASSED: Final = pytest.StashKey[bool]()
+"""Whether the body passed: what a failed one left open is not worth a second complaint."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run bodies that take `world` on both Worlds; below tests/world also on both host loops."""
+    is_port_test = os.path.dirname(str(metafunc.definition.path)).startswith(os.path.join(HERE, "world"))
+    kinds = ["uvloop", "asyncio"] if is_port_test else ["uvloop"]
+    if "world" in metafunc.fixturenames:
+        names = ["host", "host-asyncio"] if is_port_test else ["host"]
+        metafunc.parametrize("world", [*kinds, "sim"], ids=[*names, "sim"], indirect=True)
+    elif "host_world" in metafunc.fixturenames and is_port_test:
+        metafunc.parametrize("host_world", kinds, indirect=True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Literal[True] | None:
+    """Run a coroutine test on its stage's loop."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters if name in pyfuncitem.funcargs}
+    stage = pyfuncitem.stash.get(STAGE, None)
+    if stage is not None:
+        pyfuncitem.stash[PASSED] = False
+        run_checked(stage.loop, pyfuncitem.obj(**arguments))
+        pyfuncitem.stash[PASSED] = True
+        return True
+    with host_loop("uvloop") as loop:
+        run_checked(loop, pyfuncitem.obj(**arguments))
+    return True
+
+
+@pytest.fixture
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    """The ports, once per World."""
+    if request.param == "sim":
+        with open_sim(request) as sim:
+            yield sim.world
+    else:
+        with open_host(request, request.param) as host:
+            yield host
+
+
+@pytest.fixture
+def host_world(request: pytest.FixtureRequest) -> Iterator[World]:
+    """The host's ports."""
+    with open_host(request, getattr(request, "param", "uvloop")) as host:
+        yield host
+
+
+@pytest.fixture
+def sim_world(request: pytest.FixtureRequest) -> "Iterator[SimWorld]":
+    """The simulation: its ports are `.world`."""
+    with open_sim(request) as sim:
+        yield sim
+
+
+@pytest.fixture
+def folder(request: pytest.FixtureRequest) -> Iterator[str]:
+    """An empty folder on the disk of the World in use (the host's, if the test uses none)."""
+    for name in ("world", "host_world", "sim_world"):
+        if name in request.fixturenames:
+            request.getfixturevalue(name)
+    stage = request.node.stash.get(STAGE, None)
+    if stage is not None and stage.world.name == "sim":
+        path = "/tmp/folder"
+        stage.loop.run_until_complete(stage.world.disk.make_directory(path))
+        yield path
+        return
+    path = os.path.realpath(tempfile.mkdtemp(prefix="isopod-test-"))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
+@contextmanager
+def host_loop(kind: LoopKind) -> Iterator[asyncio.AbstractEventLoop]:
+    """Open a fresh host loop with asyncio's debug checks on."""
+    loop = new_loop(kind)
+    loop.set_debug(True)
+    try:
+        yield loop
+    except BaseException:
+        _close(loop)
+        raise
+    left = _close(loop)
+    if left:
+        pytest.fail("left open:\n  " + "\n  ".join(left))
+
+
+@contextmanager
+def open_host(request: pytest.FixtureRequest, kind: LoopKind) -> Iterator[World]:
+    """Open the host World on a fresh loop and make it the test's stage."""
+    from isopod.world.host.world import make_host_world
+
+    with host_loop(kind) as loop:
+        host = make_host_world()
+        request.node.stash[STAGE] = Stage(loop, host)
+        try:
+            yield host
+        finally:
+            host.close()
+        if not request.node.stash.get(PASSED, True):
+            _close(loop)
+
+
+@contextmanager
+def open_sim(request: pytest.FixtureRequest) -> "Iterator[SimWorld]":
+    """Open a simulation and make it the test's stage."""
+    from isopod.world.sim import make_sim_world
+
+    sim = make_sim_world()
+    request.node.stash[STAGE] = Stage(sim.loop, sim.world)
+    try:
+        yield sim
+    finally:
+        sim.close()
+
+
+def run_checked(loop: asyncio.AbstractEventLoop, body: Coroutine[Any, Any, None]) -> None:
+    """Run a test's body to its end; fail it for tasks it left and for failures nobody saw.
+
+    Raises:
+        Exception: Whatever the body raised.
+        pytest.fail.Exception: A task was left running, or a callback failed.
+    """
+    unseen: list[str] = []
+    loop.set_exception_handler(lambda _, context: unseen.append(_describe(context)))
+    try:
+        left = loop.run_until_complete(_finish(body))
+    finally:
+        _cancel_all(loop)
+        loop.set_exception_handler(None)
+    if left:
+        pytest.fail("tasks left running:\n  " + "\n  ".join(left))
+    if unseen:
+        pytest.fail("failures nobody saw:\n  " + "\n  ".join(unseen))
+
+
+async def _finish(body: Coroutine[Any, Any, None]) -> list[str]:
+    await body
+    own = asyncio.current_task()
+    for _ in range(GRACE_TURNS):
+        await asyncio.sleep(0)
+    return sorted(repr(task) for task in asyncio.all_tasks() if task is not own)
+
+
+def _close(loop: asyncio.AbstractEventLoop) -> list[str]:
+    """Close a loop; return what was still open on it. The warnings are caught: raised inside uvloop's close they would make it hang."""
+    if loop.is_closed():
+        return []
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.run_until_complete(loop.shutdown_default_executor())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ResourceWarning)
+        loop.close()
+    return [str(warning.message).splitlines()[0] for warning in caught]
+
+
+def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
+    tasks = sorted(asyncio.all_tasks(loop), key=lambda task: task.get_name())
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+
+
+def _describe(context: dict[str, Any]) -> str:
+    return f"{context.get('message')}: {context.get('exception')!r}"
