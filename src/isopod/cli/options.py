@@ -1,0 +1,89 @@
+"""Values of options that need more than a look: volumes, limits, labels, moments. Text in, what the contract wants out.
+
+What needs the host's file system or the image (does the folder exist, is there such a user) is the node's to check.
+"""
+
+from __future__ import annotations
+
+from isopod.cli.say import invalid
+from isopod.world.host import console
+from isopod.world.units import parse_cpus, parse_duration, parse_size
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from isopod.cli.parse import Parsed
+
+_HOW = {"ro": True, "rw": False}
+
+
+def mount(text: str) -> dict[str, object]:
+    """Return the mount that HOST:CONTAINER[:ro] describes; a relative HOST is taken from the working folder.
+
+    Raises:
+        InvalidArgument: It is not of that form.
+    """
+    parts = text.split(":")
+    if len(parts) not in (2, 3) or not parts[0] or not parts[1]:
+        raise invalid("volume", text, "want HOST:CONTAINER or HOST:CONTAINER:ro")
+    source, destination = parts[0], parts[1]
+    if len(parts) == 3 and parts[2] not in _HOW:
+        raise invalid("volume", text, f"{parts[2]!r} is neither ro nor rw")
+    if not source.startswith(("/", "./", "../")) and source not in (".", ".."):
+        raise invalid("volume", text, "HOST is neither absolute nor relative", f"for a folder here: ./{source}:{destination}")
+    if not destination.startswith("/"):
+        raise invalid("volume", text, "CONTAINER is not an absolute path")
+    read_only = len(parts) == 3 and _HOW[parts[2]]
+    return {"source": console.absolute(source), "destination": destination, "kind": "bind", "read_only": read_only}
+
+
+def resources(parsed: Parsed) -> dict[str, object]:
+    """Return the Resources that -m, --cpus and --pids-limit describe.
+
+    Raises:
+        InvalidArgument: One of them makes no sense.
+    """
+    memory, cpus, pids = parsed.value("memory"), parsed.value("cpus"), parsed.value("pids-limit")
+    if pids and pids != "-1" and not (pids.isascii() and pids.isdigit() and int(pids[:18]) > 0 and len(pids) <= 18):
+        raise invalid("pids-limit", pids, "want a number of processes, or -1 for no limit")
+    return {
+        "memory_bytes_max": parse_size(memory) if memory else None,
+        "cpus": parse_cpus(cpus) if cpus else None,
+        "pids_max": int(pids) if pids and pids != "-1" else None,
+    }
+
+
+def labels(texts: list[str]) -> dict[str, str]:
+    """Return labels of the form KEY[=VALUE].
+
+    Raises:
+        InvalidArgument: A key is empty.
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        key, _, value = text.partition("=")
+        if not key:
+            raise invalid("label", text, "want KEY=VALUE or KEY")
+        found[key] = value
+    return found
+
+
+def moment_ns(text: str, now_ns: int) -> int:
+    """Return a moment in nanoseconds since the epoch.
+
+    Args:
+        text: "10m" (so long ago), an ISO 8601 time (without a zone: this machine's), or seconds since 1970.
+        now_ns: The present.
+
+    Raises:
+        InvalidArgument: It is none of these.
+    """
+    if text.replace(".", "", 1).isdigit() and text.isascii() and len(text) < 24:
+        return int(float(text) * 1e9)
+    if text[-1:] in ("s", "m", "h"):
+        return max(0, now_ns - int(parse_duration(text) * 1e9))
+    from datetime import datetime
+
+    try:
+        return max(0, int(datetime.fromisoformat(text).timestamp() * 1e9))
+    except (ValueError, OverflowError, OSError):
+        raise invalid("time", text, "want 10m, 2026-11-20T08:00:00Z, or seconds since 1970") from None
