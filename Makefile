@@ -1,0 +1,68 @@
+# The targets of isopod. `make help` lists them from the comments behind their names.
+#
+#   JOBS=1      build with one job, for small machines
+#   ARGS=...    more arguments for pytest: make test-unit ARGS="-k addresses"
+#
+# Everything that is built lies in .venv/, build/ and rust/*/target/; `make clean` removes it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+.DEFAULT_GOAL := help
+
+PYTHON := .venv/bin/python
+PYTEST := $(PYTHON) -m pytest
+export HYPOTHESIS_STORAGE_DIRECTORY := build/hypothesis
+ifdef JOBS
+export CARGO_BUILD_JOBS := $(JOBS)
+endif
+
+.PHONY: help setup core run stop test test-unit test-host test-rust lint format rows docs bench-run clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Install what is missing: Debian packages, the virtual environment, the Rust core, the launcher
+	@scripts/setup.sh
+
+core: ## Build the Rust core again if its sources changed
+	@scripts/setup.sh
+
+run: setup ## Start a node if none answers, run a first container on it, say what to type next
+	@scripts/run.sh
+
+stop: ## Stop the node that `make run` started
+	@scripts/stop.sh
+
+test: setup test-rust ## Run all tests
+	@$(PYTEST) $(ARGS)
+
+test-unit: setup ## Run the tests that need neither root nor the kernel's features, without the slow ones
+	@$(PYTEST) -m "not host and not slow" $(ARGS)
+
+test-host: setup ## Run the tests that need root and the real kernel
+	@$(PYTEST) -m host $(ARGS)
+
+test-rust: setup ## Run the Rust core's own tests
+	@scripts/cargo.sh test --quiet
+
+lint: setup ## Check format, style, types, floors, stubs, rows and generated files
+	@scripts/lint.sh
+
+format: setup ## Format the sources
+	@.venv/bin/ruff format . && .venv/bin/ruff check --select I --fix --quiet .
+	@scripts/cargo.sh fmt
+
+rows: setup ## Print the promises and the tests that keep them; fail if a claimed one has none
+	@$(PYTHON) -m scripts.rows
+
+docs: setup ## Write the generated documents again
+	@$(PYTHON) -m scripts.docs
+
+bench-run: setup ## Measure run, exec and ps beside podman, docker and crun (installs them)
+	@$(PYTHON) -m benchmarks.run $(ARGS)
+
+clean: stop ## Remove everything that was built, the virtual environment too
+	@rm -rf .venv build rust/target rust/*/target .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@find src tests scripts benchmarks -name __pycache__ -prune -exec rm -rf {} +
+	@rm -f src/isopod/_core*.so
