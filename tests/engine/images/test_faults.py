@@ -1,6 +1,8 @@
 """The image store when it is killed, when the power goes, and when the disk is full: all or nothing, and nothing left behind."""
 
 import dataclasses
+import errno
+import os
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -9,7 +11,7 @@ import pytest
 from isopod.api.messages import ImageConfig
 from isopod.engine.images.store import ImageStore
 from isopod.runtime.logger import Logger
-from isopod.world.errors import DiskFull
+from isopod.world.errors import DiskFull, KernelError
 from isopod.world.world import World
 from tests.engine.images.build import ImageSpec, docker_archive, oci_layout, sha256, source, tar, tree
 
@@ -38,15 +40,18 @@ class Mortal:
         self._inner = inner
         self._life = life
 
+    def _die(self, name: str) -> None:
+        if self._life[0] < 0:
+            raise Killed(name)
+
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._inner, name)
 
         async def call(*args: object, **kwargs: object) -> object:
             self._life[0] -= 1
-            if self._life[0] < 0:
-                raise Killed(name)
+            self._die(name)
             result = await method(*args, **kwargs)
-            return Mortal(result, self._life) if name.startswith("open_") else result
+            return type(self)(result, self._life) if name.startswith("open_") else result
 
         return method if name in ("close", "size_bytes") else call
 
@@ -165,6 +170,60 @@ async def test_killed_while_it_opens(world: World, folder: str) -> None:
             continue
         assert n_calls > 5
         return
+
+
+# --- a disk that fails ------------------------------------------------------------------------------------------------
+
+
+class Failing(Mortal):
+    """A disk of which one call, the n-th, fails with EIO and has no effect."""
+
+    def _die(self, name: str) -> None:
+        if self._life[0] == -1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), name)
+
+
+@pytest.mark.parametrize("what", CASES)
+async def test_a_failing_disk_at_every_step(world: World, folder: str, what: str) -> None:
+    case = CASES[what]
+    outcomes = []
+    for n_calls in range(N_CALLS_MAX):
+        where, life = f"{folder}/{n_calls}", [1 << 30]
+        await prepare(world, where)
+        store = await open_store(dataclasses.replace(world, disk=Failing(world.disk, life)), where)
+        life[0] = n_calls
+        try:
+            await case.run(store, where)
+        except KernelError as error:
+            assert error.errno == errno.EIO
+        outcomes.append(tuple(sorted(name for image in store.list() for name in image.names)))
+        if life[0] >= 0:
+            break
+        life[0] = -2
+        assert await names_and_no_litter(world, where) == outcomes[-1]  # what it says is what is there
+    assert [each for each in outcomes if each not in case.outcomes] == []
+    assert (outcomes[0], outcomes[-1]) == (case.outcomes[0], case.outcomes[-1])
+    assert len(outcomes) > 5
+
+
+async def test_an_index_that_cannot_be_written_leaves_all_as_it_was(world: World, folder: str) -> None:
+    await prepare(world, folder)
+    life = [1 << 30]
+
+    class NoIndex(Mortal):
+        def __getattr__(self, name: str) -> Any:
+            method = super().__getattr__(name)
+
+            async def call(path: str, *args: object, **kwargs: object) -> object:
+                if path.endswith("/index.json"):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+                return await method(path, *args, **kwargs)
+
+            return call if name == "write_atomic" else method
+
+    store = await open_store(dataclasses.replace(world, disk=NoIndex(world.disk, life)), folder)
+    for case in CASES.values():
+        await check_full(store, world, folder, lambda case=case: case.run(store, folder))  # type: ignore[misc] # bound now
 
 
 # --- a full disk ------------------------------------------------------------------------------------------------------

@@ -304,6 +304,17 @@ async def test_a_flipped_bit_in_a_blob_is_noticed(world: World, folder: str, par
     assert await world.disk.list(f"{folder}/images/layers") == []
 
 
+async def test_a_blob_that_expands_to_the_right_layer_must_still_be_the_right_blob(world: World, folder: str) -> None:
+    store = await open_store(world, folder)
+    blob = compress(BASE, "gzip")
+    other = blob[:4] + b"\1\2\3\4" + blob[8:]  # another time in the header of gzip
+    archive = oci_layout([TOOL._replace(compression="gzip")])
+
+    with pytest.raises(DigestMismatch, match=f"want {sha256(blob)}, found {sha256(other)}"):
+        await store.load(source(archive.replace(blob, other)))
+    assert await world.disk.list(f"{folder}/images/layers") == []
+
+
 async def test_a_layer_must_match_its_blob_digest_and_its_diff_id(world: World, folder: str) -> None:
     store = await open_store(world, folder)
     lying = ImageSpec([BASE], ["x:1"], compression="gzip")

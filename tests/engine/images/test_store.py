@@ -378,7 +378,7 @@ async def test_a_damaged_record_is_set_aside_and_the_others_load(world: World, f
     for text in ("bad:1", bad.id):
         with pytest.raises(BadRecord, match="records/") as caught:
             again.resolve(text)
-        assert caught.value.hint == "load or import the image again"
+        assert caught.value.hint == "remove the image, or load it again"
     assert await world.disk.stat(path + ".damaged") is not None
     errors = [json.loads(line) for line in lines if b'"level":"error"' in line]
     assert [line["event"] for line in errors] == ["image.record_damaged"]
@@ -447,6 +447,30 @@ async def test_a_damaged_layer_record_is_set_aside(world: World, folder: str) ->
     assert await world.disk.stat(record + ".damaged") is not None
     assert (await load_one(again, ROOTFS, names=("a:1",))).id == image.id
     assert await world.disk.read(f"{again.layer_folders(image)[0]}/etc/motd") == b"hello\n"
+
+
+async def test_a_damaged_image_can_be_removed_and_is_remembered_until_then(world: World, folder: str) -> None:
+    store = await open_store(world, folder)
+    bad = await load_one(store, tar({"b": b"b"}), names=("bad:1", "bad:2"))
+    good = await load_one(store, ROOTFS, names=("good:1",))
+    await world.disk.write(f"{folder}/images/records/{bad.id[7:]}.json", b"")
+    await open_store(world, folder)
+    again = await open_store(world, folder)
+    await again.import_rootfs("bad:2", source(ROOTFS))  # writes the index; a name that is taken again is no longer the damaged one's
+
+    again = await open_store(world, folder)
+    with pytest.raises(BadRecord):
+        again.resolve("bad:1")
+    with pytest.raises(InUse, match="container web"):
+        await again.remove("bad:1", used_by=lambda _: "web")
+    assert await remove(again, "bad:1") == RemovedImage(untagged="bad:1", deleted=bad.id)
+    with pytest.raises(NotFound):
+        again.resolve("bad:1")
+    assert [path for path in await tree(world.disk, folder) if path.endswith(".damaged")] == []
+    final = await open_store(world, folder)
+    assert final.resolve("good:1") == good
+    assert final.resolve("bad:2").layers[0].diff_id == good.layers[0].diff_id
+    assert len(await world.disk.list(f"{folder}/images/layers")) == 2
 
 
 async def test_a_damaged_index_costs_the_names_not_the_images(world: World, folder: str) -> None:

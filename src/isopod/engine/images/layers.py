@@ -4,8 +4,7 @@ A layer is `FOLDER/sha256-HEX/`, its files in overlayfs form, and `FOLDER/sha256
 folder is whole and durable, and removed before it: a folder without a record is half made or half removed, and `open` clears it.
 `kind` tells the folder's form, so that other forms (an EROFS file) can stand beside this one.
 
-A layer stays while an image needs it (`is_needed`) or an operation has it pinned. Where a damaged record was set aside nothing is
-collected: nobody knows which layers it needed.
+A layer stays while an image needs it (`is_needed`) or an operation has it pinned.
 """
 
 import asyncio
@@ -63,7 +62,6 @@ class LayerStore:
         self._records: dict[str, LayerRecord] = {}
         self._n_pins: dict[str, int] = {}
         self._locks = KeyedLocks()
-        self.collects = True
 
     async def load(self) -> list[BadRecord]:
         """Read the records; clear what has none. Returns one error per damaged record, which is set aside."""
@@ -80,15 +78,10 @@ class LayerStore:
             except (msgspec.DecodeError, UnicodeDecodeError, BadRecord) as error:
                 await self._disk.rename(path, path + DAMAGED)
                 damaged.append(error if isinstance(error, BadRecord) else BadRecord(path, str(error)))
-        if damaged or any(name.endswith(DAMAGED) for name in names):
-            self.collects = False
         return damaged
 
     async def clear_unneeded(self) -> None:
         """Remove the layers that no image needs, and what a kill left half made. To be called once, before any other use."""
-        if not self.collects:
-            self._logger.warning("layers.kept", folder=self._folder, why="a damaged record was set aside: nobody knows what it needed")
-            return
         for diff_id in [diff_id for diff_id in self._records if not self._is_needed(diff_id)]:
             await self._remove(diff_id)
         whole = {path: diff_id for diff_id in self._records for path in (self.folder_of(diff_id), self._record_path(diff_id))}
@@ -147,7 +140,7 @@ class LayerStore:
         """Remove those of the layers that nobody needs."""
         for diff_id in dict.fromkeys(diff_ids):
             async with self._locks.hold(diff_id):
-                if diff_id in self._records and self.collects and diff_id not in self._n_pins and not self._is_needed(diff_id):
+                if diff_id in self._records and diff_id not in self._n_pins and not self._is_needed(diff_id):
                     with disk_failures("remove", self.folder_of(diff_id)):
                         await finish(self._remove(diff_id))
 

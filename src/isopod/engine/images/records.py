@@ -8,29 +8,20 @@ A record that cannot be read is set aside as HEX.json.damaged, a damaged index i
 readable record counts, nameless.
 """
 
-from collections.abc import Mapping
-from typing import Final, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 import msgspec
 
 from isopod.api.messages import Image
+from isopod.engine.images.catalog import Catalog, Damaged
 from isopod.engine.images.config import check_digest, digest_bytes
 from isopod.engine.images.layers import DAMAGED
 from isopod.world.disk import Disk
 from isopod.world.errors import BadArchive, BadRecord
 
 _JSON: Final = ".json"
-_HINT: Final = "load or import the image again"
-
-
-class Loaded(NamedTuple):
-    """What `load` found."""
-
-    images: dict[str, Image]
-    damaged: dict[str, BadRecord]
-    """By image id, and by name."""
-    is_complete: bool
-    """Whether nothing is, or ever was, set aside."""
+HINT_DAMAGED: Final = "remove the image, or load it again"
 
 
 class _Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,34 +47,32 @@ class ImageRecords:
         self._folder = f"{folder}/records"
         self._index_path = f"{folder}/index.json"
 
-    async def load(self) -> Loaded:
-        """Read all records; clear those that do not count, set aside those that cannot be read."""
+    async def load(self) -> tuple[Catalog, BadRecord | None]:
+        """Read all records; clear those that do not count, set aside those that cannot be read.
+
+        Returns:
+            The images, and what was wrong with the index, if anything: then it must be put again.
+        """
         await self._disk.make_directory(self._folder)
         index, index_error = await self._read_index()
         images: dict[str, Image] = {}
-        damaged: dict[str, BadRecord] = {}
+        damaged: dict[str, Damaged] = {}
         for name in await self._disk.list(self._folder):
-            identifier = f"sha256:{name.removesuffix(_JSON)}"
+            identifier, names = f"sha256:{name.removesuffix(_JSON)}", (index or {}).get(f"sha256:{name.removesuffix(_JSON)}", ())
             if name.endswith(DAMAGED):
                 continue
             if not name.endswith(_JSON) or (index is not None and identifier not in index):
                 await self._disk.remove(f"{self._folder}/{name}")
                 continue
             try:
-                images[identifier] = (await self._read(identifier)).image
+                images[identifier] = msgspec.structs.replace((await self._read(identifier)).image, names=names)
             except BadRecord as error:
                 await self._disk.rename(f"{self._folder}/{name}", f"{self._folder}/{name}{DAMAGED}")
-                damaged[identifier] = error
+                damaged[identifier] = Damaged(identifier, names, error)
         for identifier, names in (index or {}).items():
-            if identifier in images:
-                images[identifier] = msgspec.structs.replace(images[identifier], names=names)
-            else:
-                why = damaged.get(identifier) or BadRecord(self._path(identifier), "it is missing", _HINT)
-                damaged.update(dict.fromkeys((identifier, *names), why))
-        if index_error is not None:
-            damaged[self._index_path] = index_error
-        set_aside = [name for name in await self._disk.list(self._folder) if name.endswith(DAMAGED)]
-        return Loaded(images, damaged, not damaged and not set_aside)
+            if identifier not in images and identifier not in damaged:
+                damaged[identifier] = Damaged(identifier, names, BadRecord(self._path(identifier), "it is missing", HINT_DAMAGED))
+        return Catalog(images, damaged), index_error
 
     async def put(self, image: Image, config_json: bytes) -> None:
         """Write an image's record; it counts once the index names it."""
@@ -91,14 +80,15 @@ class ImageRecords:
         await self._disk.write_atomic(self._path(image.id), msgspec.json.encode(record))
         await self._disk.remove(self._path(image.id) + DAMAGED)
 
-    async def put_index(self, images: Mapping[str, Image]) -> None:
-        """Make `images` those that count."""
-        index = _Index(names={identifier: image.names for identifier, image in images.items()})
+    async def put_index(self, names: Mapping[str, Sequence[str]]) -> None:
+        """Make the images of these ids those that count, with their names."""
+        index = _Index(names={identifier: tuple(those) for identifier, those in names.items()})
         await self._disk.write_atomic(self._index_path, msgspec.json.format(msgspec.json.encode(index)))
 
     async def remove(self, identifier: str) -> None:
         """Remove the record of an image that no longer counts."""
         await self._disk.remove(self._path(identifier))
+        await self._disk.remove(self._path(identifier) + DAMAGED)
 
     async def config_json(self, identifier: str) -> bytes:
         """Return an image's OCI configuration, byte for byte.
@@ -118,9 +108,9 @@ class ImageRecords:
             for layer in record.image.layers:
                 check_digest(layer.diff_id, path)
         except (msgspec.DecodeError, UnicodeDecodeError, BadArchive) as error:
-            raise BadRecord(path, str(error), _HINT) from error
+            raise BadRecord(path, str(error), HINT_DAMAGED) from error
         if record.image.id != identifier or digest_bytes(record.config.encode()) != identifier:
-            raise BadRecord(path, "its configuration does not match the image's id", _HINT)
+            raise BadRecord(path, "its configuration does not match the image's id", HINT_DAMAGED)
         return record
 
     async def _read_index(self) -> tuple[dict[str, tuple[str, ...]] | None, BadRecord | None]:

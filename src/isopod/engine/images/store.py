@@ -16,14 +16,14 @@ from typing import NamedTuple
 
 from isopod.api.messages import Image, ImageConfig, Layer, RemovedImage
 from isopod.engine.images.archive import LayerSource, read_archive
-from isopod.engine.images.catalog import HINT_LIST, Catalog
+from isopod.engine.images.catalog import HINT_LIST, Catalog, Damaged
 from isopod.engine.images.config import N_LAYERS_MAX, History, digest_bytes, extend_config, oci_architecture, parse_config, write_config
 from isopod.engine.images.failures import disk_failures
 from isopod.engine.images.finish import finish
 from isopod.engine.images.layers import LayerRecord, LayerStore, Made
 from isopod.engine.images.names import parse_name
 from isopod.engine.images.progress import ImageProgress, Meter
-from isopod.engine.images.records import ImageRecords, Loaded
+from isopod.engine.images.records import HINT_DAMAGED, ImageRecords
 from isopod.engine.images.spool import ByteSource, receive
 from isopod.runtime.logger import Logger
 from isopod.world.disk import UnpackLimits
@@ -208,7 +208,6 @@ class ImageStore:
             raise Unsupported(f"an image of more than {N_LAYERS_MAX} layers", f"{short(base.id)} has that many")
         with self.hold(base.id):
             async with self._operation() as operation:
-                self._pin(operation, [layer.diff_id for layer in base.layers])
                 spool = f"{operation.folder}/layer"
                 with disk_failures("pack", upper):
                     base_json = await self._records.config_json(base.id)
@@ -221,18 +220,23 @@ class ImageStore:
                 return (await self._add([self._new_image(config_json, [full_name], now_ns)], "image.committed"))[0]
 
     async def remove(self, name: str, *, used_by: Callable[[str], str | None]) -> RemovedImage:
-        """Drop a name; with its last one, or by its id, the image goes, and the layers that only it needed.
+        """Drop a name; with its last one, or by its id, the image goes, and the layers that only it needed. A damaged image goes at once.
 
         Args:
             name: As for `resolve`. By id only an image of at most one name.
             used_by: Names a container that needs the image of an id, or None.
 
         Raises:
-            NotFound, InvalidArgument, BadRecord: As for `resolve`.
+            NotFound, InvalidArgument: As for `resolve`.
             InUse: A container needs the image, one is being made of it, or it has several names and was given by its id.
             DiskFull, KernelError: The disk refused; the image is still there.
         """
         async with self._commit_lock:
+            damaged = self._catalog.find_damaged(name)
+            if damaged is not None:
+                self._check_unused(damaged, used_by)
+                await finish(self._delete(damaged, ()))
+                return RemovedImage(untagged=damaged.names[0] if damaged.names else "", deleted=damaged.id)
             image, named = self._catalog.find(name), self._catalog.meant_name(name)
             if len(image.names) > 1:
                 if not named:
@@ -242,7 +246,7 @@ class ImageStore:
                 await finish(self._replace(self._catalog.without_name(image.id, named)))
                 return RemovedImage(untagged=named)
             self._check_unused(image, used_by)
-            await finish(self._delete(image))
+            await finish(self._delete(image, [layer.diff_id for layer in image.layers]))
             return RemovedImage(untagged=image.names[0] if image.names else "", deleted=image.id)
 
     # --- opening ------------------------------------------------------------------------------------------------------
@@ -252,37 +256,35 @@ class ImageStore:
         for name in await self._disk.list(self._tmp):
             await self._disk.remove_tree(f"{self._tmp}/{name}")
             self._logger.info("image.leftover_cleared", path=f"{self._tmp}/{name}")
-        loaded = await self._records.load()
-        damaged_layers = await self._layers.load()
-        whole, damaged = self._split(loaded)
-        self._catalog = Catalog(whole, damaged)
-        errors = dict.fromkeys([*damaged.values(), *damaged_layers])
-        for error in errors:
-            self._logger.error("image.record_damaged", why=str(error))
-        if damaged or not loaded.is_complete:
-            self._layers.collects = False
-        if loaded.damaged:
-            await self._records.put_index(whole)
-        await self._layers.clear_unneeded()
-        self._logger.info("image.store_opened", folder=self._folder, n_images=len(whole), n_damaged=len(errors))
+        catalog, index_error = await self._records.load()
+        layer_errors = await self._layers.load()
+        self._catalog = self._without_broken(catalog)
+        for error in (index_error, *layer_errors, *[each.error for each in self._catalog.damaged.values()]):
+            if error is not None:
+                self._logger.error("image.record_damaged", why=str(error))
+        if index_error is not None:
+            await self._records.put_index(self._catalog.index())
+        if not self._catalog.damaged:
+            await self._layers.clear_unneeded()
+        n_damaged = len(self._catalog.damaged)
+        self._logger.info("image.store_opened", folder=self._folder, n_images=len(self._catalog.images), n_damaged=n_damaged)
 
-    def _split(self, loaded: Loaded) -> tuple[dict[str, Image], dict[str, BadRecord]]:
-        """Return the images whose layers are all here, and why the others do not count."""
-        whole, damaged = dict(loaded.images), dict(loaded.damaged)
-        for image in loaded.images.values():
+    def _without_broken(self, catalog: Catalog) -> Catalog:
+        """Return the catalog in which images count as damaged whose layers are not all here."""
+        damaged = dict(catalog.damaged)
+        for image in catalog.images.values():
             missing = next((layer.diff_id for layer in image.layers if self._layers.find(layer.diff_id) is None), None)
             if missing:
-                del whole[image.id]
-                error = BadRecord(image.id, f"its layer {short(missing)} is missing", "load or import the image again")
-                damaged.update(dict.fromkeys((image.id, *image.names), error))
-        return whole, damaged
+                error = BadRecord(image.id, f"its layer {short(missing)} is missing", HINT_DAMAGED)
+                damaged[image.id] = Damaged(image.id, image.names, error)
+        return Catalog({key: image for key, image in catalog.images.items() if key not in damaged}, damaged)
 
     # --- the set of images --------------------------------------------------------------------------------------------
 
     def _is_needed(self, diff_id: str) -> bool:
         return self._catalog.needs(diff_id)
 
-    def _check_unused(self, image: Image, used_by: Callable[[str], str | None]) -> None:
+    def _check_unused(self, image: Image | Damaged, used_by: Callable[[str], str | None]) -> None:
         name, user = image.names[0] if image.names else short(image.id), used_by(image.id)
         if user is not None:
             raise InUse("image", name, f"container {user}", f"remove it first: isopod rm {user}")
@@ -305,7 +307,7 @@ class ImageStore:
         try:
             for each in fresh:
                 await self._records.put(each.image, each.config_json)
-            await self._records.put_index(catalog.images)
+            await self._records.put_index(catalog.index())
         except OSError:
             for each in fresh:
                 await self._records.remove(each.image.id)
@@ -317,18 +319,18 @@ class ImageStore:
         before, self._catalog = self._catalog, catalog
         try:
             with disk_failures("write the index in", self._folder):
-                await self._records.put_index(catalog.images)
+                await self._records.put_index(catalog.index())
         except UnavailableError:
             self._catalog = before
             raise
 
-    async def _delete(self, image: Image) -> None:
+    async def _delete(self, image: Image | Damaged, diff_ids: Sequence[str]) -> None:
         await self._replace(self._catalog.without(image.id))
         self._logger.info("image.removed", image=image.id, names=image.names)
         try:
             with disk_failures("clear", self._folder):
                 await self._records.remove(image.id)
-            await self._layers.collect([layer.diff_id for layer in image.layers])
+            await self._layers.collect(diff_ids)
         except UnavailableError as error:  # the image is gone; its files wait for the next start
             self._logger.warning("image.files_left", image=image.id, why=str(error))
 
@@ -374,11 +376,6 @@ class ImageStore:
             await self._layers.release(operation.pins)
         except UnavailableError as error:  # must not hide why the operation failed; the next start clears it
             self._logger.warning("image.files_left", path=operation.folder, why=str(error))
-
-    def _pin(self, operation: _Operation, diff_ids: Sequence[str]) -> None:
-        for diff_id in diff_ids:
-            self._layers.pin(diff_id)
-            operation.pins.append(diff_id)
 
     async def _take_from(self, operation: _Operation, spool: str, source: LayerSource, *, meter: Meter) -> None:
         """Bring a layer of an archive into the store, unless it is there."""
