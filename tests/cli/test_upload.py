@@ -103,13 +103,16 @@ def test_tar_failing_withdraws_the_import(folder: str) -> None:
     os.mkdir(tools)
     os.mkdir(os.path.join(folder, "root"))
     with open(os.path.join(tools, "tar"), "w", encoding="ascii") as file:
-        file.write("#!/bin/sh\necho part\nexit 2\n")
+        file.write('#!/bin/sh\necho part\nread line < "$0.go"\nexit 2\n')
     os.chmod(os.path.join(tools, "tar"), 0o755)
+    os.mkfifo(os.path.join(tools, "tar.go"))
 
     def script(peer: Peer) -> None:
         peer.greet()
         call, _ = peer.request("image.import")
         assert peer.next() == [4, call, {"type": "chunk", "data": b"part\n"}]
+        with open(os.path.join(tools, "tar.go"), "w", encoding="ascii") as go:
+            go.write("\n")
         with pytest.raises(EOFError):
             raise AssertionError(peer.next())
 

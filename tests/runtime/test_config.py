@@ -139,3 +139,10 @@ def test_the_file_is_chosen_by_flag_then_environment_then_default() -> None:
     assert choose_file(flags={}, environment={"ISOPOD_CONFIG": "/a"}) == ("/a", True)
     assert choose_file(flags={"--config": "/b"}, environment={"ISOPOD_CONFIG": "/a"}) == ("/b", True)
     assert load_config(flags={"--config": "/b"}) == load_config()
+
+
+def test_two_nodes_on_one_machine_have_prefixes_of_their_own() -> None:
+    one, two = (load_config(flags={"--root": root}).prefix for root in ("/data/one", "/data/two"))
+    assert len({one, two, load_config().prefix}) == 3
+    assert one == load_config(flags={"--root": "/data/one"}).prefix
+    assert load_config(flags={"--root": "/data/one", "--prefix": "mine"}).prefix == "mine"

@@ -94,7 +94,8 @@ class Node:
         services = Services(self._world, engine, config, self._facts)
         server = Server(self._world, services.handlers(), logger=self._logger, metrics=metrics)
         services.serve_on(server)
-        self._register("rpc", ShutdownPhase.DRAIN_CONNECTIONS, lambda: server.drain(DRAIN_S))
+        self._register("calls", ShutdownPhase.DRAIN_CONNECTIONS, lambda: server.drain(DRAIN_S))
+        self._register("connections", ShutdownPhase.STOP_REACTORS, server.close)
         try:
             self._listener = await server.listen(UnixAddress(paths["socket"]), mode=SOCKET_MODE, gid=socket_gid)
         except OSError as error:

@@ -7,6 +7,7 @@ Rules: an unknown key or a value that does not fit is refused, naming the key as
 settings at the top, paths in the table [paths].
 """
 
+import hashlib
 import ipaddress
 import tomllib
 from collections.abc import Mapping
@@ -21,10 +22,11 @@ Layout = Literal["isopod", "rtain"]
 RuntimeChoice = Literal["auto", "crun", "runc"]
 EventLoopKind = Literal["uvloop", "asyncio"]
 LogLevel = Literal["debug", "info", "warning", "error"]
-Prefix = Annotated[str, msgspec.Meta(pattern="^[a-z][a-z0-9]{0,7}$")]
+Prefix = Annotated[str, msgspec.Meta(pattern="^([a-z][a-z0-9]{0,7})?$")]
 PoolSize = Annotated[int, msgspec.Meta(ge=0, le=256)]
 GroupName = Annotated[str, msgspec.Meta(pattern="^[A-Za-z_][A-Za-z0-9_.-]{0,31}$")]
 
+DEFAULT_PREFIX: Final = "isopod"
 SUBNET_PREFIX_LENGTH_MAX: Final = 30
 CONFIG_VARIABLE: Final = "ISOPOD_CONFIG"
 CONFIG_FLAG: Final = "--config"
@@ -56,7 +58,7 @@ class SettingRow(NamedTuple):
 SETTINGS: Final = (
     SettingRow("layout", "isopod or rtain", "where files go by default"),
     SettingRow("runtime", "auto, crun or runc", "the OCI runtime"),
-    SettingRow("prefix", "1-8 small letters and digits, a letter first", "begins the names of bridges, tables and cgroups"),
+    SettingRow("prefix", "1-8 small letters and digits, a letter first", "begins the names of bridges, tables and cgroups (by default made from the root)"),
     SettingRow("socket_group", "a group's name", "the group that may use the socket"),
     SettingRow("log_level", "debug, info, warning or error", "the least level logged"),
     SettingRow("event_loop", "uvloop or asyncio", "the event loop"),
@@ -70,7 +72,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     layout: Layout = "isopod"
     runtime: RuntimeChoice = "auto"
-    prefix: Prefix = "isopod"
+    prefix: Prefix = ""
     socket_group: GroupName = "isopod"
     log_level: LogLevel = "info"
     event_loop: EventLoopKind = "uvloop"
@@ -126,7 +128,19 @@ def load_config(
         for name, path in source.paths.items():
             chosen[name] = _check_path(path, source.called[name])
     layout = str(settings.get("layout", "isopod"))
-    return msgspec.convert({**settings, "paths": resolve(chosen, layout)}, NodeConfig)
+    paths = resolve(chosen, layout)
+    settings["prefix"] = settings.get("prefix") or derive_prefix(paths["root"])
+    return msgspec.convert({**settings, "paths": paths}, NodeConfig)
+
+
+def derive_prefix(root: str) -> str:
+    """Return the prefix of the instance whose data lies at `root`: "isopod" in the default place, else one that only this root has.
+
+    So two nodes on one machine never collide, although nobody gave them names.
+    """
+    if root == resolve({})["root"]:
+        return DEFAULT_PREFIX
+    return "iso" + hashlib.sha256(root.encode()).hexdigest()[:5]
 
 
 def _rows() -> tuple[SettingRow | PathRow, ...]:

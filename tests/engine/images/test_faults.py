@@ -1,5 +1,6 @@
 """The image store when it is killed, when the power goes, and when the disk is full: all or nothing, and nothing left behind."""
 
+import asyncio
 import dataclasses
 import errno
 import os
@@ -74,8 +75,7 @@ async def _remove(store: ImageStore, folder: str) -> None:
 
 BEFORE = ("old:1", "old:2")
 CASES = {
-    "load docker-archive": Case(lambda store, _: store.load(source(docker_archive([APP]))), (BEFORE, ("app:1", "old:1", "old:2"))),
-    "load OCI layout": Case(lambda store, _: store.load(source(oci_layout([APP]))), (BEFORE, ("app:1", "old:1", "old:2"))),
+    "load": Case(lambda store, _: store.load(source(oci_layout([APP]))), (BEFORE, ("app:1", "old:1", "old:2"))),
     "import": Case(lambda store, _: store.import_rootfs("new:1", source(TOP)), (BEFORE, ("new:1", "old:1", "old:2"))),
     "commit": Case(_commit, (BEFORE, ("new:1", "old:1", "old:2"))),
     "remove": Case(_remove, (BEFORE, ("old:1",), ())),
@@ -157,7 +157,7 @@ async def test_power_lost_at_every_step(sim_world: "SimWorld", folder: str, what
 
 
 async def test_killed_while_it_opens(world: World, folder: str) -> None:
-    case = CASES["load OCI layout"]
+    case = CASES["load"]
     for n_calls in range(N_CALLS_MAX):
         where = f"{folder}/{n_calls}"
         await prepare(world, where)
@@ -206,24 +206,80 @@ async def test_a_failing_disk_at_every_step(world: World, folder: str, what: str
     assert len(outcomes) > 5
 
 
-async def test_an_index_that_cannot_be_written_leaves_all_as_it_was(world: World, folder: str) -> None:
+class FullFor(Mortal):
+    """A disk that is full for the records whose path holds a text."""
+
+    text = ""
+
+    def __getattr__(self, name: str) -> Any:
+        method = super().__getattr__(name)
+
+        async def write_atomic(path: str, data: bytes) -> None:
+            if self.text in path:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+            await method(path, data)
+
+        return write_atomic if name == "write_atomic" else method
+
+
+@pytest.mark.parametrize("text", ["/index.json", "/records/", "/layers/"])
+@pytest.mark.parametrize("what", CASES)
+async def test_a_record_that_cannot_be_written_leaves_all_as_it_was(world: World, folder: str, what: str, text: str) -> None:
+    if what == "remove" and text != "/index.json":
+        return  # it writes no other record
     await prepare(world, folder)
-    life = [1 << 30]
+    disk = FullFor(world.disk, [1 << 30])
+    store = await open_store(dataclasses.replace(world, disk=disk), folder)
+    disk.text = text
 
-    class NoIndex(Mortal):
-        def __getattr__(self, name: str) -> Any:
-            method = super().__getattr__(name)
+    await check_full(store, world, folder, lambda: CASES[what].run(store, folder))
 
-            async def call(path: str, *args: object, **kwargs: object) -> object:
-                if path.endswith("/index.json"):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
-                return await method(path, *args, **kwargs)
+    disk.text = "nothing"
+    await CASES[what].run(store, folder)
+    assert await names_and_no_litter(world, folder) == CASES[what].outcomes[-1]
 
-            return call if name == "write_atomic" else method
 
-    store = await open_store(dataclasses.replace(world, disk=NoIndex(world.disk, life)), folder)
-    for case in CASES.values():
-        await check_full(store, world, folder, lambda case=case: case.run(store, folder))  # type: ignore[misc] # bound now
+# --- a caller that withdraws ------------------------------------------------------------------------------------------
+
+
+class Withdrawing(Mortal):
+    """A disk whose n-th call finds that the caller has just withdrawn."""
+
+    task: "asyncio.Task[None] | None" = None
+
+    def _die(self, name: str) -> None:
+        if self._life[0] == -1 and Withdrawing.task is not None:
+            Withdrawing.task.cancel()
+
+
+@pytest.mark.parametrize("what", CASES)
+async def test_cancelled_at_every_step(world: World, folder: str, what: str) -> None:
+    case = CASES[what]
+    outcomes = []
+    for n_calls in range(N_CALLS_MAX):
+        where, life = f"{folder}/{n_calls}", [1 << 30]
+        await prepare(world, where)
+        store = await open_store(dataclasses.replace(world, disk=Withdrawing(world.disk, life)), where)
+        before = await tree(world.disk, where)
+        life[0] = n_calls
+        Withdrawing.task = asyncio.get_running_loop().create_task(_run(case, store, where))
+        (outcome,) = await asyncio.gather(Withdrawing.task, return_exceptions=True)
+        assert outcome is None or isinstance(outcome, asyncio.CancelledError)
+        outcomes.append(tuple(sorted(name for image in store.list() for name in image.names)))
+        if outcomes[-1] == case.outcomes[0]:
+            assert await tree(world.disk, where) == before
+        after = await tree(world.disk, where)
+        assert await names_and_no_litter(world, where) == outcomes[-1]
+        assert await tree(world.disk, where) == after  # nothing was left for the next start
+        if life[0] >= 0:
+            break
+    assert [each for each in outcomes if each not in case.outcomes] == []
+    assert outcomes[-1] == case.outcomes[-1]
+    assert len(outcomes) > 5
+
+
+async def _run(case: Case, store: ImageStore, folder: str) -> None:
+    await case.run(store, folder)
 
 
 # --- a full disk ------------------------------------------------------------------------------------------------------

@@ -313,23 +313,6 @@ async def test_loads_and_removals_of_the_same_layers_do_not_disturb_each_other(w
     assert await world.disk.list(f"{folder}/images/records") == []
 
 
-async def test_a_cancelled_load_leaves_nothing(world: World, folder: str) -> None:
-    store = await open_store(world, folder)
-    before = await tree(world.disk, folder)
-    archive = docker_archive([ImageSpec([tar({f"f{i}": b"x" * 50_000}) for i in range(3)], ["a:1"])])
-
-    for n_turns in range(0, 200, 7):
-        task = asyncio.get_running_loop().create_task(store.load(source(archive)))
-        for _ in range(n_turns):
-            await asyncio.sleep(0)
-        task.cancel()
-        (outcome,) = await asyncio.gather(task, return_exceptions=True)
-        if not isinstance(outcome, asyncio.CancelledError) or store.list():
-            await remove(store, "a:1")  # it was through
-        left = [path for path in await tree(world.disk, folder) if path not in before and not path.endswith("index.json")]
-        assert left == []
-
-
 async def test_progress_is_told_to_its_end(world: World, folder: str) -> None:
     store = await open_store(world, folder)
     archive = docker_archive([ImageSpec([ROOTFS, tar({"x": b"x" * 100_000})], ["a:1"])])
