@@ -390,7 +390,7 @@ NODE: Final = Command(
         Option("--config", "the configuration file", "FILE", default="/etc/isopod/config.toml", complete="file"),
         Option("--layout", "where files go by default", "LAYOUT", default="isopod", choices=("isopod", "rtain")),
         Option("--runtime", "the OCI runtime", "NAME", default="auto", choices=("auto", "crun", "runc")),
-        Option("--prefix", "begins the names of bridges, tables and cgroups", "PREFIX", default="isopod"),
+        Option("--prefix", "begins the names of bridges, tables and cgroups", "PREFIX", default="made from --root"),
         Option("--socket-group", "the group that may use the socket", "GROUP", default="isopod"),
         Option("--log-level", "the least level logged", "LEVEL", default="info", choices=("debug", "info", "warning", "error")),
         Option("--event-loop", "the event loop", "NAME", default="uvloop", choices=("uvloop", "asyncio")),

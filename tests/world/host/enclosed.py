@@ -39,7 +39,7 @@ def main(kind: LoopKind, name: str, folder: str) -> None:
     world = make_host_world()
     loop = new_loop(kind)
     try:
-        loop.run_until_complete(BODIES[name](world, folder))  # type: ignore[arg-type]
+        loop.run_until_complete(BODIES[name](world, folder))
     finally:
         loop.close()
         world.close()

@@ -20,7 +20,7 @@ async def atomic_writes_fail_whole(world: World, folder: str) -> None:
         try:
             await disk.write_atomic(f"{folder}/record", bytes(800 << 10))
         except OSError as error:
-            assert error.errno == errno.ENOSPC  # noqa: PT017 - runs outside pytest
+            assert error.errno == errno.ENOSPC
         else:
             raise AssertionError("more was written than fits")
         assert await disk.free_bytes(folder) == free_bytes

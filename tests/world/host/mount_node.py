@@ -70,7 +70,8 @@ def main() -> None:
                 answer = {"answer": runner.run(_call(world, name, argument))}
             except OSError as error:
                 answer = {"error": [str(error.errno), str(error)]}
-            print(json.dumps(answer), flush=True)
+            sys.stdout.write(json.dumps(answer) + "\n")
+            sys.stdout.flush()
     world.close()
 
 

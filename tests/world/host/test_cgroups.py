@@ -90,10 +90,15 @@ def test_pressure_is_read_by_name() -> None:
 
 
 @pytest.mark.parametrize("cgroup", ["", "/", "/.", "//", "/..", "/../other", "/a/../.."])
-async def test_the_root_is_never_killed_or_deleted(host_world: World, cgroup: str) -> None:
-    for call in (host_world.kernel.kill_cgroup, host_world.kernel.delete_cgroup):
-        with pytest.raises(OSError, match="below the root"):
-            await call(cgroup)
+def test_the_root_is_no_group(cgroup: str) -> None:
+    """Asked of the pure function, not of kill_cgroup: a failure must not end every process of the machine."""
+    with pytest.raises(OSError, match="below the root"):
+        cgroups.group_folder("/sys/fs/cgroup/memory", cgroup)
+
+
+def test_a_group_s_folder_is_below_its_hierarchy() -> None:
+    assert cgroups.group_folder("/sys/fs/cgroup/memory", "/isopod-x/ID") == "/sys/fs/cgroup/memory/isopod-x/ID"
+    assert cgroups.group_folder("/sys/fs/cgroup", "isopod-x/a/../b/") == "/sys/fs/cgroup/isopod-x/b"
 
 
 @contextmanager
@@ -113,14 +118,25 @@ def real_group(*below: str) -> Iterator[str]:
 
 
 def enter(pid: int, cgroup: str) -> None:
+    """Move a process into a group of every hierarchy that limits something."""
     found = cgroups.read_layout()
-    for hierarchy in found.hierarchies() if found.mode == "v2" else [mount for _, mount in found.v1]:
-        if os.path.exists(f"{hierarchy}{cgroup}/cpuset.cpus"):
-            for name in ("cpuset.cpus", "cpuset.mems"):
-                with open(f"{hierarchy}/{name}", encoding="ascii") as source, open(f"{hierarchy}{cgroup}/{name}", "w", encoding="ascii") as to:
-                    to.write(source.read())
-        with open(f"{hierarchy}{cgroup}/cgroup.procs", "w", encoding="ascii") as file:
+    for hierarchy in [found.unified or ""] if found.mode == "v2" else [mount for _, mount in found.v1]:
+        folder = hierarchy
+        for name in cgroup.strip("/").split("/"):
+            inherit_cpuset(folder, f"{folder}/{name}")
+            folder = f"{folder}/{name}"
+        with open(f"{folder}/cgroup.procs", "w", encoding="ascii") as file:
             file.write(str(pid))
+
+
+def inherit_cpuset(parent: str, child: str) -> None:
+    """Give a v1 cpuset what its parent has: it takes no process before."""
+    for name in ("cpuset.cpus", "cpuset.mems"):
+        if os.path.exists(f"{parent}/{name}"):
+            with open(f"{parent}/{name}", encoding="ascii") as source:
+                words = source.read()
+            with open(f"{child}/{name}", "w", encoding="ascii") as file:
+                file.write(words)
 
 
 @pytest.mark.host
@@ -128,12 +144,8 @@ async def test_a_real_group_is_measured_killed_and_deleted(host_world: World) ->
     with real_group("/child", "/child/grandchild") as name:
         children = [await host_world.processes.spawn(["/bin/sleep", "300"], env={}) for _ in range(3)]
         enter(children[0].identity.pid, name)
-        if "cpuset" not in host_world.kernel.cgroup_facts().controllers or host_world.kernel.cgroup_facts().mode == "v2":
-            enter(children[1].identity.pid, f"{name}/child/grandchild")
-            enter(children[2].identity.pid, f"{name}/child/grandchild")
-        else:
-            for child in children[1:]:
-                enter(child.identity.pid, name)
+        enter(children[1].identity.pid, f"{name}/child")
+        enter(children[2].identity.pid, f"{name}/child/grandchild")
         used = host_world.kernel.cgroup_usage(name)
         assert used.n_pids == 3
         assert used.n_oom_kills == 0

@@ -193,7 +193,8 @@ async def test_the_file_of_a_successor_is_left_alone(host_world: World, folder: 
 
 async def test_of_twenty_who_want_one_path_one_gets_it(host_world: World, folder: str) -> None:
     address = UnixAddress(f"{folder}/s")
-    outcomes = await asyncio.gather(*(host_world.network.listen(address, lambda: Recorder(echo=True)) for _ in range(20)), return_exceptions=True)
+    attempts = [host_world.network.listen(address, lambda: Recorder(echo=True)) for _ in range(20)]
+    outcomes = await asyncio.gather(*attempts, return_exceptions=True)
     listeners = [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
     refused = [outcome for outcome in outcomes if isinstance(outcome, OSError) and outcome.errno == errno.EADDRINUSE]
     assert (len(listeners), len(refused)) == (1, 19)
@@ -208,7 +209,8 @@ async def test_a_name_that_does_not_resolve(host_world: World) -> None:
 
 
 async def test_tcp_over_ipv6_loopback(host_world: World) -> None:
-    if not os.path.exists("/proc/net/if_inet6") or "lo" not in (await host_world.disk.read("/proc/net/if_inet6")).decode():
+    addresses = "/proc/net/if_inet6"
+    if not os.path.exists(addresses) or b" lo" not in await host_world.disk.read(addresses):
         pytest.skip("this machine has no IPv6 loopback")
     listener = await host_world.network.listen(TcpAddress("::1", 0), lambda: Recorder(echo=True))
     assert isinstance(listener.address, TcpAddress)

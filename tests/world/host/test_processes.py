@@ -131,7 +131,8 @@ async def test_a_cancelled_wait_leaves_the_child_alone(host_world: World) -> Non
 
 
 async def test_writing_to_a_pipe_waits_for_its_reader(host_world: World) -> None:
-    child = await host_world.processes.spawn([BASH, "-c", 'read go <&"$GO"; cat <&"$IN" >/dev/null'], env={}, pipes={"GO": "write", "IN": "write"})
+    script = 'read go <&"$GO"; cat <&"$IN" >/dev/null'
+    child = await host_world.processes.spawn([BASH, "-c", script], env={}, pipes={"GO": "write", "IN": "write"})
     writing = asyncio.ensure_future(child.pipes["IN"].write(bytes(1 << 20)))
     await asyncio.sleep(0.05)
     assert not writing.done()

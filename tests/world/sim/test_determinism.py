@@ -1,22 +1,36 @@
-"""One seed, one history: in this process, and in others whose hashes differ."""
+"""One seed, one history: in this process, and in others whose hashes differ. And the whole node, killed at many instants."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-SCENARIO = Path(__file__).with_name("scenario.py")
+import pytest
+
+from tests.world.sim import whole_node
+
+HERE = Path(__file__).parent
 
 
-def digest(seed: int, hash_seed: int) -> str:
+def digest(program: str, seed: int, hash_seed: int) -> str:
     env = {"PYTHONHASHSEED": str(hash_seed), "PYTHONPATH": os.pathsep.join(sys.path), "PATH": os.environ["PATH"]}
-    done = subprocess.run([sys.executable, str(SCENARIO), str(seed)], env=env, capture_output=True, text=True, check=True, timeout=50)
-    return done.stdout.strip()
+    argv = [sys.executable, str(HERE / program), str(seed)]
+    return subprocess.run(argv, env=env, capture_output=True, text=True, check=True, timeout=50).stdout.rpartition(" ")[2]
 
 
 def test_equal_seeds_give_equal_digests_whatever_the_hash_seed() -> None:
-    assert digest(7, hash_seed=1) == digest(7, hash_seed=2) == digest(7, hash_seed=77)
+    assert digest("scenario.py", 7, hash_seed=1) == digest("scenario.py", 7, hash_seed=2) == digest("scenario.py", 7, hash_seed=77)
 
 
 def test_another_seed_gives_another_digest() -> None:
-    assert digest(7, hash_seed=1) != digest(8, hash_seed=1)
+    assert digest("scenario.py", 7, hash_seed=1) != digest("scenario.py", 8, hash_seed=1)
+
+
+def test_a_whole_node_is_as_deterministic() -> None:
+    assert digest("whole_node.py", 3, hash_seed=1) == digest("whole_node.py", 3, hash_seed=2)
+
+
+@pytest.mark.row("R31")
+@pytest.mark.parametrize("seed", range(12))
+def test_a_node_killed_at_any_instant_loses_and_leaks_nothing(seed: int) -> None:
+    assert len(whole_node.digest(seed)) == 64

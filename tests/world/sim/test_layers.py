@@ -124,3 +124,16 @@ async def test_a_full_disk_leaves_no_half_layer(sim_world: SimWorld) -> None:
         await disk.unpack_layer("/home/layer", "/home/out")
     assert await disk.stat("/home/out") is None
     assert await disk.free_bytes("/home") == 1500
+
+
+async def test_what_was_unpacked_is_durable_once_its_name_is(sim_world: SimWorld) -> None:
+    disk = sim_world.world.disk
+    await disk.write_atomic("/home/layer", ORDINARY)
+    await disk.unpack_layer("/home/layer", "/home/unnamed")
+    sim_world.disk.crash()
+    assert await disk.list("/home") == ["layer"]
+    await disk.unpack_layer("/home/layer", "/home/named")
+    await disk.sync_directory("/home")
+    sim_world.disk.crash()
+    assert await disk.list("/home/named/bin") == ["hard", "link", "tool"]
+    assert await disk.read("/home/named/bin/tool") == b"program"

@@ -99,7 +99,7 @@ def facts(layout: Layout) -> CgroupFacts:
 def usage(layout: Layout, cgroup: str) -> CgroupUsage:
     """Return the measured use of a group."""
     if layout.mode == "v2":
-        return _usage_v2(_join(layout.unified or "", cgroup))
+        return _usage_v2(group_folder(layout.unified or "", cgroup))
     memory, cpuacct, pids = (_group(layout, controller, cgroup) for controller in ("memory", "cpuacct", "pids"))
     return CgroupUsage(
         memory_bytes=_number(_read_text(memory, "memory.usage_in_bytes")),
@@ -133,7 +133,7 @@ async def delete(layout: Layout, cgroup: str) -> None:
     deadline = asyncio.get_running_loop().time() + DELETE_DEADLINE_S
     for hierarchy in layout.hierarchies():
         pause_s = _PAUSE_S_FIRST
-        while busy := _remove_tree(_join(hierarchy, cgroup)):
+        while busy := _remove_tree(group_folder(hierarchy, cgroup)):
             if asyncio.get_running_loop().time() > deadline:
                 raise busy
             await asyncio.sleep(pause_s)
@@ -147,6 +147,14 @@ def top_groups(layout: Layout, prefix: str) -> tuple[str, ...]:
         with os.scandir(hierarchy) as entries:
             found.update({f"/{entry.name}": None for entry in entries if entry.name.startswith(prefix) and entry.is_dir()})
     return tuple(sorted(found))
+
+
+def group_folder(mount: str, cgroup: str) -> str:
+    """Return the folder of a group. The root itself is refused (EINVAL): killing or removing it is never meant."""
+    relative = os.path.normpath(cgroup.strip("/") or ".")
+    if relative == "." or relative.split("/")[0] == "..":
+        raise OSError(errno.EINVAL, "not the path of a group below the root", cgroup)
+    return os.path.join(mount, relative)
 
 
 def _explain(mode: CgroupMode, named: Sequence[str], unified: str | None, unified_controllers: Sequence[str]) -> str:
@@ -172,7 +180,7 @@ def _kill_once(layout: Layout, cgroup: str) -> list[int]:
     """Send SIGKILL to whatever is there; return who was."""
     pids: dict[int, None] = {}
     for hierarchy in layout.hierarchies():
-        folder = _join(hierarchy, cgroup)
+        folder = group_folder(hierarchy, cgroup)
         if hierarchy == layout.unified and _write_text(folder, "cgroup.kill", "1"):
             pids.update(dict.fromkeys(_pids_below(folder)))
             continue
@@ -212,15 +220,7 @@ def _remove_tree(folder: str) -> OSError | None:
 
 def _group(layout: Layout, controller: str, cgroup: str) -> str | None:
     mount = layout.mount_of(controller)
-    return None if mount is None else _join(mount, cgroup)
-
-
-def _join(mount: str, cgroup: str) -> str:
-    """Return the folder of a group. The root itself is refused (EINVAL): killing or removing it is never meant."""
-    relative = os.path.normpath(cgroup.strip("/") or ".")
-    if relative == "." or relative.split("/")[0] == "..":
-        raise OSError(errno.EINVAL, "not the path of a group below the root", cgroup)
-    return os.path.join(mount, relative)
+    return None if mount is None else group_folder(mount, cgroup)
 
 
 def _number(text: str | None) -> int | None:

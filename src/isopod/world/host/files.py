@@ -4,6 +4,7 @@
 without nameless files gets a hidden temporary name, removed on failure. Sources: open(2), linkat(2), fsync(2), rename(2).
 """
 
+import contextlib
 import errno
 import os
 import secrets
@@ -164,7 +165,6 @@ def _write_durable(folder_fd: int, name: str, data: bytes, *, mode: int) -> None
 
 
 def _unlink_quietly(name: str, folder_fd: int) -> None:
-    try:
+    """Clean up after a failure: that failure is the one to be told."""
+    with contextlib.suppress(OSError):
         os.unlink(name, dir_fd=folder_fd)
-    except FileNotFoundError:
-        return

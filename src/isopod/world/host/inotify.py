@@ -29,9 +29,15 @@ _READ_BYTES: Final = 64 << 10
 
 
 class FolderWatch:
-    """One inotify instance on one folder; iterate over it, and close it."""
+    """One inotify instance on one folder; iterate over it, and close it.
 
-    def __init__(self, path: str) -> None:
+    Args:
+        path: The folder.
+        n_names_max: Names kept for a slow reader; one more and all of them become "".
+    """
+
+    def __init__(self, path: str, *, n_names_max: int = N_NAMES_MAX) -> None:
+        self._n_names_max = n_names_max
         self._fd = libc.open_inotify(path, _MASK)
         self._ready = Readiness(self._fd)
         self._names: dict[str, None] = {}
@@ -67,7 +73,7 @@ class FolderWatch:
         except BlockingIOError:
             return False
         for name in parse_events(data):
-            if name == "" or len(self._names) >= N_NAMES_MAX:
+            if name == "" or len(self._names) >= self._n_names_max:
                 self._names = {"": None}
             else:
                 self._names[name] = None

@@ -168,6 +168,15 @@ class Inode:
                     node.parent.durable_names[name] = node
             node = node.parent
 
+    def sync_below(self) -> None:
+        """Make this folder's content durable, all of it, but not the name it has itself."""
+        todo = [self]
+        while todo:
+            inode = todo.pop()
+            inode.sync_data()
+            inode.durable_names = dict(inode.names)
+            todo.extend(inode.names.values())
+
     def restore(self, seen: "dict[int, Inode]") -> None:
         """Make the durable version of this inode, and of all it leads to, the present one."""
         if self.number in seen:

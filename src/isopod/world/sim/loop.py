@@ -27,7 +27,7 @@ _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
 TURN_NS: Final = 1_000
 """What one turn of the loop costs: without it a task that polls with `sleep(0)` would never see time pass."""
-EVENTS_MAX: Final = 20_000_000
+EVENTS_MAX: Final = 10_000_000
 _EXECUTOR_DELAY_S_MAX: Final = 0.001
 _CANCELLED_TIMERS_MIN: Final = 128
 _ROOT_PID: Final = 4242

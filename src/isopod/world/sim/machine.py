@@ -75,9 +75,4 @@ class Machine:
 
     def seal(self) -> None:
         """Make all that is on the disk durable: the state in which the simulation begins."""
-        todo = [self.device.root]
-        while todo:
-            inode = todo.pop()
-            inode.sync_data()
-            inode.sync_names()
-            todo.extend(inode.names.values())
+        self.device.root.sync_below()

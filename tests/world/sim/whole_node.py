@@ -1,0 +1,78 @@
+"""A whole node in the simulation, killed again and again at random instants while clients use it. Run as a program it prints the digest
+of everything that happened. Argument: the seed."""
+
+import asyncio
+import random
+import sys
+from typing import Final
+
+from isopod.api import messages as m
+from isopod.api import methods
+from isopod.world.errors import IsopodError
+from isopod.world.sim import SimWorld, make_sim_world
+from tests.node.rig import Rig, SimBackend
+
+FOLDER: Final = "/var/lib/rig"
+N_ROUNDS: Final = 3
+N_CLIENTS: Final = 8
+
+
+async def one_life(rig: Rig, name: str, chance: random.Random) -> None:
+    """Do one of the things that users do; the node may die meanwhile."""
+    network = chance.choice(["none", "bridge"])
+    kind = chance.randrange(5)
+    try:
+        if kind == 0:
+            await rig.run("sh", "-c", "echo x; exit 3", name=name, network=network)
+        elif kind == 1:
+            await rig.run("true", name=name, auto_remove=True, network=network)
+        else:
+            await rig.run_detached("sleep", "1000", name=name, network=network)
+        if kind == 3:
+            await rig.client.call(methods.CONTAINER_STOP, m.StopContainer(name=name, timeout_s=0.01))
+        elif kind == 4:
+            await rig.exec(name, "echo", "hi")
+            await rig.remove(name, force=True)
+    except (IsopodError, OSError):
+        return  # what it left behind is looked at afterwards
+
+
+async def one_round(rig: Rig, number: int, chance: random.Random) -> None:
+    """Let clients work, kill the node at some instant, start it again, and compare what it says with what is."""
+    lives = [asyncio.ensure_future(one_life(rig, f"r{number}c{client}", chance)) for client in range(N_CLIENTS)]
+    await asyncio.sleep(chance.random() * 0.25)
+    await rig.kill()
+    await asyncio.gather(*lives)
+    await rig.start()
+    for record in await rig.list():
+        assert record.status in ("created", "running", "exited"), record
+        if record.status == "running":
+            assert (await rig.exec(record.name, "echo", "ok")).stdout == b"ok\n"
+
+
+async def scenario(sim: SimWorld) -> None:
+    """Run the rounds; at the end nothing may be left in the kernel, on the disk, or among the processes."""
+    await sim.world.disk.make_directory(FOLDER)
+    rig = Rig(SimBackend(sim, FOLDER), "isopodt")
+    async with rig:
+        for number in range(N_ROUNDS):
+            await one_round(rig, number, sim.random.stream(f"round {number}"))
+    for folder in ("root/containers", "root/metadata/containers", "run/bundles", "run/exits", "run/runtime"):
+        assert list(await sim.world.disk.list(f"{FOLDER}/{folder}")) == [], folder
+    assert [process.argv for process in sim.machine.table.live()] == []
+
+
+def digest(seed: int) -> str:
+    """Run the scenario; return the digest of its events."""
+    sim = make_sim_world(seed)
+    try:
+        sim.loop.start_trace()
+        sim.run(scenario(sim))
+        return sim.loop.trace_digest()
+    finally:
+        sim.close()
+
+
+if __name__ == "__main__":
+    found = digest(int(sys.argv[1]))
+    sys.stdout.write(f"digest {found}")
