@@ -7,7 +7,7 @@ import pytest
 
 from isopod.api import messages as m
 from isopod.api import methods
-from isopod.api.render import container_status, render
+from isopod.api.render import container_status, facts, render
 from isopod.world.errors import InvalidArgument
 
 NS = 1_000_000_000
@@ -54,6 +54,11 @@ def test_an_empty_list_is_a_heading_or_an_empty_array() -> None:
 def test_what_was_probed_carries_its_reason() -> None:
     version = m.Version(version="1", protocol=1, python="3", core="1")
     assert render(methods.SYSTEM_VERSION.name, version, form="table", now_s=0) == "version: 1\nprotocol: 1\npython: 3\ncore: 1\n"
+
+
+def test_times_and_sizes_are_for_people() -> None:
+    text = facts({"started_at_ns": 1_700_000_000 * NS, "memory_bytes": 3 << 30, "paths": {"root": "/r"}})
+    assert text == "started: 2023-11-14 22:13:20 UTC\nmemory: 3.0 GiB\npaths:\n  root: /r\n"
 
 
 def test_a_format_that_does_not_exist_is_refused() -> None:

@@ -331,6 +331,19 @@ async def test_kill_amid_twenty_starts_loses_and_leaks_nothing(rig: Rig) -> None
         # leaving the rig removes all and finds no mount, namespace, link, address, control group or process left
 
 
+async def test_a_run_withdrawn_before_it_started_leaves_nothing(rig: Rig) -> None:
+    async with rig:
+        spec = m.ContainerSpec(image=IMAGE, name="regretted", command=("sleep", "1000"), network="bridge")
+        call = rig.client.open(methods.CONTAINER_RUN, m.RunContainer(spec=spec))
+        await call.__aenter__()
+        while not await rig.list():
+            pass
+        await call.__aexit__(None, None, None)
+        async with asyncio.timeout(20):
+            while await rig.list():
+                pass
+
+
 async def test_auto_remove_goes_on_after_a_kill(rig: Rig) -> None:
     async with rig:
         await rig.run_detached("sleep", "0.3", name="brief", auto_remove=True)

@@ -4,6 +4,7 @@ Rendering is the node's work, so that the lean command line imports no tables. D
 """
 
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 import msgspec
@@ -112,8 +113,18 @@ def facts(values: dict[str, Any], indent: str = "") -> str:
         elif isinstance(value, dict):
             lines.append(f"{label}:\n{facts(value, indent + '  ')}")
         else:
-            lines.append(f"{label}: {value}\n")
+            lines.append(_fact(indent, key, value))
     return "".join(lines)
+
+
+def _fact(indent: str, key: str, value: Any) -> str:
+    """Return one line; times and sizes in the form people read, their unit gone from the label."""
+    if key.endswith("_at_ns"):
+        when = datetime.fromtimestamp(value / _NS, UTC)
+        return f"{indent}{key.removesuffix('_at_ns').replace('_', ' ')}: {when:%Y-%m-%d %H:%M:%S} UTC\n"
+    if key.endswith("_bytes"):
+        return f"{indent}{key.removesuffix('_bytes').replace('_', ' ')}: {format_size(value)}\n"
+    return f"{indent}{key.replace('_', ' ')}: {value}\n"
 
 
 def as_json(value: Any) -> str:

@@ -140,25 +140,37 @@ class Containers:
         return await self._own(self._create(spec))
 
     async def start(self, name: str, stdio: Stdio | None = None, *, size: Size = (0, 0)) -> Container:
-        """Start a container that does not run. With `stdio`, carry its terminal until it ended and return its last record."""
+        """Start a container that does not run. With `stdio`, carry its terminal until it ended and return its last record.
+
+        A client that goes away before it heard of the start has withdrawn it: the container is ended again.
+        """
         entry = self._find(name)
-        attached = await self._own(self._start(entry, attach=stdio is not None, size=size))
-        if stdio is None or attached is None:
-            return entry.record
+        starting = self._background(self._start(entry, attach=stdio is not None, size=size), f"start {name}", logged=False)
+        try:
+            attached = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            self._background(self._withdraw(starting, lambda: self._kill(entry)), f"withdraw {name}")
+            raise
         return await self._accompany(entry, attached, stdio)
 
     async def run(self, spec: ContainerSpec, stdio: Stdio | None = None, *, size: Size = (0, 0)) -> Container:
-        """Create and start in one. If the start fails, an auto-remove container is gone again."""
+        """Create and start in one. If the start fails, an auto-remove container is gone again.
 
-        async def create_and_start() -> tuple[_Entry, Attached | None]:
-            record = await self._create(spec)
-            entry = self._entries[record.id]
-            return entry, await self._start(entry, attach=stdio is not None, size=size)
+        A client that goes away before it heard of the start has withdrawn it: the container is removed again.
+        """
+        made: list[_Entry] = []
 
-        entry, attached = await self._own(create_and_start())
-        if stdio is None or attached is None:
-            return entry.record
-        return await self._accompany(entry, attached, stdio)
+        async def create_and_start() -> Attached | None:
+            made.append(self._entries[(await self._create(spec)).id])
+            return await self._start(made[0], attach=stdio is not None, size=size)
+
+        starting = self._background(create_and_start(), "run", logged=False)
+        try:
+            attached = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            self._background(self._withdraw(starting, lambda: self._remove(made[0], force=True)), "withdraw run")
+            raise
+        return await self._accompany(made[0], attached, stdio)
 
     async def wait(self, name: str) -> Container:
         """Return a container's record once it does not run."""
@@ -357,8 +369,21 @@ class Containers:
         )
         entry.ended.set()
 
-    async def _accompany(self, entry: _Entry, attached: Attached, stdio: Stdio) -> Container:
+    async def _withdraw(self, starting: "asyncio.Task[Attached | None]", undo: Callable[[], Awaitable[None]]) -> None:
+        """Undo a start whose client went away before it was told."""
+        await asyncio.gather(starting, return_exceptions=True)
+        if starting.cancelled() or starting.exception() is not None:
+            return  # it undid itself
+        attached = starting.result()
+        if attached is not None:
+            attached.close()
+        await undo()
+
+    async def _accompany(self, entry: _Entry, attached: Attached | None, stdio: Stdio | None) -> Container:
+        """Carry a started container's terminal, if there is a client for it, until it ended."""
         record = entry.record
+        if attached is None or stdio is None:
+            return record
 
         async def pass_on(signum: int) -> None:
             self._signal(record, signum)

@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 from isopod import _core
 from isopod.world.disk import ArchiveMember, FileStat, OpenFile, Packed, Progress, Unpacked, UnpackLimits, Watch
 from isopod.world.errors import BadArchive
-from isopod.world.host import files
+from isopod.world.host import files, libc
 from isopod.world.host.inotify import FolderWatch
 from isopod.world.host.workers import Workers
 
@@ -144,7 +144,9 @@ class HostDisk:
                 if progress is not None:
                     progress(n_consumed)
 
-            return _with_file(source, lambda fd: Unpacked(*_core.unpack_layer(fd, target, offset, n_bytes, *limits, report)))
+            unpacked = _with_file(source, lambda fd: Unpacked(*_core.unpack_layer(fd, target, offset, n_bytes, *limits, report)))
+            _sync_tree(target)
+            return unpacked
 
         return await self._workers.bulk_abortable(work)
 
@@ -235,6 +237,15 @@ def _with_file(path: str, use: Callable[[int], T]) -> T:
         raise BadArchive(entry, why) from error
     finally:
         os.close(fd)
+
+
+def _sync_tree(target: str) -> None:
+    """Make an unpacked tree durable, or remove it: syncing file by file would wait for the device thousands of times."""
+    try:
+        libc.sync_file_system(target)
+    except OSError:
+        _remove_tree(target)
+        raise
 
 
 def _remove_tree(path: str) -> None:

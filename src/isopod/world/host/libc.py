@@ -1,6 +1,6 @@
-"""System calls that Python 3.11 has no name for, through libc: inotify, openat2, and unshare of the file system state.
+"""System calls that Python 3.11 has no name for, through libc: inotify, openat2, syncfs, and unshare of the file system state.
 
-They stay here, and out of the Rust core, because each is one call without a loop. Sources: inotify(7), openat2(2), unshare(2).
+They stay here, and out of the Rust core, because each is one call without a loop. Sources: inotify(7), openat2(2), syncfs(2), unshare(2).
 """
 
 import ctypes
@@ -48,6 +48,16 @@ def open_inotify(path: str, mask: int) -> int:
         os.close(fd)
         raise error
     return fd
+
+
+def sync_file_system(path: str) -> None:
+    """Make durable all that was written to the file system of `path`: one wait for the device, however many files."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _libc().syncfs(fd) != 0:
+            raise _last_error(path)
+    finally:
+        os.close(fd)
 
 
 def unshare_file_system_state() -> None:

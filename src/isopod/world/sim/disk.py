@@ -235,7 +235,7 @@ class SimDisk:
             await self.pause(len(blob))
             unpacked = layers.unpack(blob, folder, limits)
             await self.pause(unpacked.n_unpacked_bytes, sync=True)
-            _sync_tree(folder)
+            folder.sync_below()
         except (BadArchive, OSError, asyncio.CancelledError):
             if self._loop.owner().alive:
                 self.view.remove_tree(target)
@@ -385,16 +385,6 @@ def _facts(inode: Inode) -> FileStat:
         is_directory=inode.kind == "directory",
         is_symlink=inode.kind == "symlink",
     )
-
-
-def _sync_tree(folder: Inode) -> None:
-    """Make a folder with all it holds durable."""
-    for inode in folder.names.values():
-        if inode.kind == "directory":
-            _sync_tree(inode)
-        else:
-            inode.sync_data()
-    folder.sync_names()
 
 
 def _allocated(node: Node, seen: dict[int, None]) -> int:
