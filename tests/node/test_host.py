@@ -241,6 +241,15 @@ async def test_a_full_disk_is_one_clear_error_and_leaves_nothing(host_rig: Rig) 
         subprocess.run(["umount", "-l", root], check=True)
 
 
+async def test_nothing_of_a_container_stays_in_any_hierarchy(host_rig: Rig) -> None:
+    async with host_rig as rig:
+        assert (await rig.run("true", auto_remove=True)).exit_code == 0
+        assert (await rig.world.kernel.inventory(rig.config.prefix, [])).cgroups == (f"/{rig.config.prefix}",)
+        # Where the unified hierarchy is covered, crun makes plain folders; the node sees them below its own root.
+        covered = f"/proc/{backend(rig).pid}/root/sys/fs/cgroup/unified/{rig.config.prefix}"
+        assert await rig.world.disk.list(covered) == []
+
+
 async def test_the_socket_is_for_its_group_only(host_rig: Rig) -> None:
     async with host_rig as rig:
         mode = os.stat(rig.config.paths["socket"]).st_mode

@@ -61,7 +61,8 @@ async def test_stop_ends_it_and_says_how(rig: Rig) -> None:
 @pytest.mark.row("R4")
 async def test_a_command_that_heeds_sigterm_ends_by_itself(rig: Rig) -> None:
     async with rig:
-        await rig.run_detached("sh", "-c", "trap 'exit 3' TERM; while true; do sleep 0.05; done", name="polite")
+        await rig.run_detached("sh", "-c", "trap 'exit 3' TERM; echo ready; while true; do sleep 0.05; done", name="polite")
+        await wait_for_log(rig, "polite", b"ready\n")
         stopped = await rig.client.call(methods.CONTAINER_STOP, m.StopContainer(name="polite", timeout_s=10))
         assert stopped.exit_code == 3
 

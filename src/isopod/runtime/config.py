@@ -58,7 +58,11 @@ class SettingRow(NamedTuple):
 SETTINGS: Final = (
     SettingRow("layout", "isopod or rtain", "where files go by default"),
     SettingRow("runtime", "auto, crun or runc", "the OCI runtime"),
-    SettingRow("prefix", "1-8 small letters and digits, a letter first", "begins the names of bridges, tables and cgroups (by default made from the root)"),
+    SettingRow(
+        "prefix",
+        "1-8 small letters and digits, a letter first",
+        "begins the names of bridges, tables and cgroups (by default made from the root)",
+    ),
     SettingRow("socket_group", "a group's name", "the group that may use the socket"),
     SettingRow("log_level", "debug, info, warning or error", "the least level logged"),
     SettingRow("event_loop", "uvloop or asyncio", "the event loop"),

@@ -47,6 +47,7 @@ class Inventory(NamedTuple):
     namespaces: tuple[str, ...]
     links: tuple[str, ...]
     cgroups: tuple[str, ...]
+    """Each group and those below it, from the hierarchy's root ("/PREFIX/ID")."""
     tables: tuple[str, ...]
 
 

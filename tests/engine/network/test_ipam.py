@@ -5,7 +5,7 @@ import ipaddress
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
 from isopod.engine.network.ipam import CHOICE_FIRST, CHOICE_LAST, Subnet, choose_subnet, find_overlap, parse_subnet
 from isopod.world.errors import AlreadyExists, Exhausted, InvalidArgument
@@ -234,4 +234,6 @@ class SubnetMachine(RuleBasedStateMachine):
         assert sorted(self.subnet.taken()) == sorted(self.used)
 
 
-TestSubnetMachine = pytest.mark.row("R13")(SubnetMachine.TestCase)
+@pytest.mark.row("R13")
+def test_any_history_of_addresses_stays_exact() -> None:
+    run_state_machine_as_test(SubnetMachine)

@@ -112,9 +112,13 @@ def real_group(*below: str) -> Iterator[str]:
     try:
         yield name
     finally:
-        for hierarchy in hierarchies:
-            for path, _, _ in os.walk(f"{hierarchy}{name}", topdown=False):
-                os.rmdir(path)
+        asyncio.run(_remove(name))
+
+
+async def _remove(name: str) -> None:
+    found = cgroups.read_layout()
+    await cgroups.kill(found, name)
+    await cgroups.delete(found, name)
 
 
 def enter(pid: int, cgroup: str) -> None:
@@ -151,7 +155,7 @@ async def test_a_real_group_is_measured_killed_and_deleted(host_world: World) ->
         assert used.n_oom_kills == 0
         assert used.memory_bytes is not None
         assert used.cpu_usage_ns is not None
-        assert (await host_world.kernel.inventory(name[1:], [])).cgroups == (name,)
+        assert (await host_world.kernel.inventory(name[1:], [])).cgroups == (name, f"{name}/child", f"{name}/child/grandchild")
         await host_world.kernel.kill_cgroup(name)
         assert await asyncio.gather(*(child.wait() for child in children)) == [-9, -9, -9]
         await host_world.kernel.delete_cgroup(name)

@@ -76,9 +76,7 @@ async def test_reading_a_file_whose_size_says_nothing(host_world: World) -> None
 
 async def test_a_lock_dies_with_its_holder(host_world: World, folder: str) -> None:
     path = f"{folder}/lock"
-    holder = await host_world.processes.spawn(
-        [sys.executable, "-c", HOLD, path], env={}, pipes={"HELD": "read"}
-    )
+    holder = await host_world.processes.spawn([sys.executable, "-c", HOLD, path], env={}, pipes={"HELD": "read"})
     assert await holder.pipes["HELD"].read() == b"held"
     assert await host_world.disk.lock(path, b"ours") is None
     assert host_world.processes.signal(holder.identity, 9)

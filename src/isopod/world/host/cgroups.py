@@ -14,6 +14,7 @@ import signal
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
+from isopod import _core
 from isopod.world.host.mountinfo import Mount, read_own
 from isopod.world.kernel import CgroupFacts, CgroupMode, CgroupUsage
 
@@ -21,6 +22,8 @@ KILL_DEADLINE_S: Final = 5.0
 DELETE_DEADLINE_S: Final = 1.0
 _PAUSE_S_FIRST: Final = 0.001
 _PAUSE_S_MAX: Final = 0.05
+RUNTIMES_UNIFIED: Final = "/sys/fs/cgroup/unified"
+"""Where crun expects the unified hierarchy beside v1 controllers. Hidden from it, it makes plain folders there, and leaves them."""
 LIMITING: Final = ("blkio", "cpu", "cpuset", "hugetlb", "io", "memory", "pids")
 """Controllers that can limit a container."""
 
@@ -34,6 +37,8 @@ class Layout(NamedTuple):
     unified: str | None
     controllers: tuple[str, ...]
     why: str
+    hidden: str | None = None
+    """Where a tmpfs covers the unified hierarchy (see `mountspace`): what runtimes leave there is removed with the group."""
 
     def hierarchies(self) -> tuple[str, ...]:
         """Return every mounted hierarchy once, sorted."""
@@ -54,9 +59,12 @@ def find_layout(mounts: Iterable[Mount], enabled_v1: Sequence[str], unified_cont
     """
     v1: dict[str, str] = {}
     unified: str | None = None
+    hidden: str | None = None
     for mount in mounts:
         if mount.kind == "cgroup2":
             unified = unified or mount.target
+        elif mount.kind == "tmpfs" and mount.target == RUNTIMES_UNIFIED:
+            hidden = mount.target
         elif mount.kind == "cgroup":
             for option in mount.super_options:
                 if option in enabled_v1 or option.startswith("name="):
@@ -65,7 +73,7 @@ def find_layout(mounts: Iterable[Mount], enabled_v1: Sequence[str], unified_cont
     mode: CgroupMode = ("hybrid" if unified else "v1") if named else ("v2" if unified else "v1")
     found = unified_controllers if mode == "v2" else named
     controllers = tuple(sorted(controller for controller in found if controller in LIMITING))
-    return Layout(mode, tuple(sorted(v1.items())), unified, controllers, _explain(mode, named, unified, unified_controllers))
+    return Layout(mode, tuple(sorted(v1.items())), unified, controllers, _explain(mode, named, unified, unified_controllers), hidden)
 
 
 def parse_proc_cgroups(text: str) -> tuple[str, ...]:
@@ -138,14 +146,18 @@ async def delete(layout: Layout, cgroup: str) -> None:
                 raise busy
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _PAUSE_S_MAX)
+    if layout.hidden is not None:
+        _core.remove_tree(group_folder(layout.hidden, cgroup))
 
 
-def top_groups(layout: Layout, prefix: str) -> tuple[str, ...]:
-    """Return the groups ("/NAME") at the top of any hierarchy whose name begins with `prefix`, sorted."""
+def groups(layout: Layout, prefix: str) -> tuple[str, ...]:
+    """Return the groups ("/NAME", "/NAME/CHILD") at and below those tops of any hierarchy whose name begins with `prefix`, sorted."""
     found: dict[str, None] = {}
     for hierarchy in layout.hierarchies():
         with os.scandir(hierarchy) as entries:
-            found.update({f"/{entry.name}": None for entry in entries if entry.name.startswith(prefix) and entry.is_dir()})
+            tops = [entry.path for entry in entries if entry.name.startswith(prefix) and entry.is_dir()]
+        for top in tops:
+            found.update({path.removeprefix(hierarchy.rstrip("/")): None for path, _, _ in os.walk(top)})
     return tuple(sorted(found))
 
 
@@ -177,8 +189,11 @@ def _usage_v2(folder: str) -> CgroupUsage:
 
 
 def _kill_once(layout: Layout, cgroup: str) -> list[int]:
-    """Send SIGKILL to whatever is there; return who was."""
+    """Send SIGKILL to whatever is there; return who was. On v1 a frozen process dies only once it is thawed."""
     pids: dict[int, None] = {}
+    freezer = _group(layout, "freezer", cgroup)
+    if freezer is not None:
+        _write_text(freezer, "freezer.state", "THAWED")
     for hierarchy in layout.hierarchies():
         folder = group_folder(hierarchy, cgroup)
         if hierarchy == layout.unified and _write_text(folder, "cgroup.kill", "1"):

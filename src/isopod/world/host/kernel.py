@@ -86,7 +86,7 @@ class HostKernel(HostLinks):
             mounts=tuple(sorted(mount.target for mount in below if mount.kind != NAMESPACE_KIND)),
             namespaces=tuple(sorted(mount.target for mount in below if mount.kind == NAMESPACE_KIND)),
             links=await self.links(prefix),
-            cgroups=cgroups.top_groups(self._cgroups(), prefix),
+            cgroups=cgroups.groups(self._cgroups(), prefix),
             tables=await self.tables(prefix),
         )
 

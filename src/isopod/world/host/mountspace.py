@@ -7,7 +7,7 @@ mount that the host shares, is seen (a host whose mounts are private, as some im
 How it is made, each step leaving something that the next `enter` completes or enters:
 
 1. The pin's folder is bound on itself and made private. A namespace cannot be pinned inside itself, so the pin must not spread to it.
-2. A forked child unshares, makes everything a slave, unmounts the unified hierarchy where v1 controllers are, and says so.
+2. A forked child unshares, makes everything a slave, covers the unified hierarchy by an empty tmpfs where v1 controllers are, says so.
 3. We, still in the host's namespace, bind the child's /proc/PID/ns/mnt on the pin. From here on it is complete.
 4. We enter it by setns(2). The child ends.
 
@@ -28,6 +28,7 @@ from isopod.world.host.mountinfo import at_and_below, read_own, self_bind_at, to
 
 OWN_NAMESPACE: Final = "/proc/self/ns/mnt"
 _READY: Final = b"ready"
+_COVER_BYTES: Final = 16 << 20
 _REPORT_BYTES: Final = 4096
 
 
@@ -158,6 +159,8 @@ def _be_first_inside(report_fd: int, hold_fd: int, cpu: int | None) -> None:
         layout = cgroups.read_layout()
         if layout.mode == "hybrid" and layout.unified is not None:
             unmount_tree(layout.unified)
+            # A cover of our own: crun makes folders there, which would else stay on the host's file system, out of everybody's sight.
+            _core.mount_tmpfs(layout.unified, _COVER_BYTES)
         os.write(report_fd, _READY)
         os.read(hold_fd, 1)
     except OSError as error:
