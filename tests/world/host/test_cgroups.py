@@ -3,8 +3,8 @@
 import asyncio
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -101,8 +101,8 @@ def test_a_group_s_folder_is_below_its_hierarchy() -> None:
     assert cgroups.group_folder("/sys/fs/cgroup", "isopod-x/a/../b/") == "/sys/fs/cgroup/isopod-x/b"
 
 
-@contextmanager
-def real_group(*below: str) -> Iterator[str]:
+@asynccontextmanager
+async def real_group(*below: str) -> AsyncIterator[str]:
     """Make a group with children in every hierarchy, and remove what the test left of it."""
     name = f"/isopod-test-{secrets.token_hex(4)}"
     hierarchies = cgroups.read_layout().hierarchies()
@@ -112,13 +112,9 @@ def real_group(*below: str) -> Iterator[str]:
     try:
         yield name
     finally:
-        asyncio.run(_remove(name))
-
-
-async def _remove(name: str) -> None:
-    found = cgroups.read_layout()
-    await cgroups.kill(found, name)
-    await cgroups.delete(found, name)
+        found = cgroups.read_layout()
+        await cgroups.kill(found, name)
+        await cgroups.delete(found, name)
 
 
 def enter(pid: int, cgroup: str) -> None:
@@ -145,7 +141,7 @@ def inherit_cpuset(parent: str, child: str) -> None:
 
 @pytest.mark.host
 async def test_a_real_group_is_measured_killed_and_deleted(host_world: World) -> None:
-    with real_group("/child", "/child/grandchild") as name:
+    async with real_group("/child", "/child/grandchild") as name:
         children = [await host_world.processes.spawn(["/bin/sleep", "300"], env={}) for _ in range(3)]
         enter(children[0].identity.pid, name)
         enter(children[1].identity.pid, f"{name}/child")
@@ -166,7 +162,7 @@ async def test_a_real_group_is_measured_killed_and_deleted(host_world: World) ->
 
 @pytest.mark.host
 async def test_a_group_with_a_process_is_not_deleted(host_world: World) -> None:
-    with real_group() as name:
+    async with real_group() as name:
         child = await host_world.processes.spawn(["/bin/sleep", "300"], env={})
         enter(child.identity.pid, name)
         with pytest.raises(OSError, match="busy"):
