@@ -298,7 +298,8 @@ class HostBackend:
         if self._node is None:
             self._mounts_before = _mounts_below(self.folder)
         flags = ["--root", config.paths["root"], "--run-root", config.paths["run_root"], "--prefix", config.prefix]
-        flags += ["--default-subnet", config.default_subnet, "--pool-size", str(config.pool_size), "--runtime", config.runtime]
+        flags += ["--default-subnet", config.default_subnet, "--pool-size", str(config.pool_size)]
+        flags += ["--runtime", config.runtime, "--event-loop", config.event_loop]
         program = "import sys; from isopod.node.main import main; sys.exit(main(sys.argv[1:]))"
         argv = ["nsenter", f"--net=/proc/{self._holder.pid}/ns/net", sys.executable, "-c", program, *flags]
         env = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(path for path in sys.path if path.endswith("src"))}

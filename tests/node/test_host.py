@@ -209,6 +209,18 @@ async def test_a_second_daemon_on_the_same_data_is_refused(host_rig: Rig) -> Non
         assert (await rig.run("echo", "alive")).stdout == b"alive\n"
 
 
+def pipe(rig: Rig) -> m.Mount:
+    """Return a mount of a new named pipe that a container can wait on."""
+    os.mkfifo(f"{rig.folder}/pipe")
+    return m.Mount(source=f"{rig.folder}/pipe", destination="/pipe")
+
+
+def release(rig: Rig) -> None:
+    """Let the container that waits on the pipe go on."""
+    with open(f"{rig.folder}/pipe", "w", encoding="utf-8") as file:
+        file.write("go\n")
+
+
 async def test_a_full_disk_is_one_clear_error_and_leaves_nothing(host_rig: Rig) -> None:
     root = f"{host_rig.folder}/small"
     os.mkdir(root)
@@ -225,6 +237,7 @@ async def test_a_full_disk_is_one_clear_error_and_leaves_nothing(host_rig: Rig) 
             assert await rig.world.disk.free_bytes(root) == before
             assert (await rig.run("true")).exit_code == 0
             await rig.empty()
+            await rig.run_detached("sh", "-c", "read line < /pipe; exit 3", name="ending", mounts=(pipe(rig),))
             filler = os.open(f"{root}/filler", os.O_CREAT | os.O_WRONLY, 0o600)
             try:
                 with pytest.raises(OSError, match="No space"):
@@ -234,9 +247,14 @@ async def test_a_full_disk_is_one_clear_error_and_leaves_nothing(host_rig: Rig) 
                 os.close(filler)
             with pytest.raises(UnavailableError, match="no space left"):
                 await rig.run("true", name="unlucky")
-            assert await rig.list() == []
+            assert [record.name for record in await rig.list()] == ["ending"]
+            release(rig)
+            assert (await rig.wait("ending")).exit_code == 3
             os.unlink(f"{root}/filler")
             assert (await rig.run("true")).exit_code == 0
+            await rig.kill()
+            await rig.start()
+            assert ((await rig.inspect("ending")).status, (await rig.inspect("ending")).exit_code) == ("exited", 3)
     finally:
         subprocess.run(["umount", "-l", root], check=True)
 
@@ -281,3 +299,16 @@ async def test_both_runtimes_run_containers(host_rig: Rig, runtime: str) -> None
         assert (await rig.exec(record.name, "sh", "-c", "echo in; exit 5")) == (5, b"in\n", b"")
         stopped = await rig.client.call(methods.CONTAINER_STOP, m.StopContainer(name=record.name, timeout_s=0))
         assert stopped.exit_code == 137
+
+
+async def test_a_node_on_asyncios_own_loop_does_the_same(host_rig: Rig) -> None:
+    host_rig.flags["--event-loop"] = "asyncio"
+    async with host_rig as rig:
+        info = await rig.client.call(methods.SYSTEM_INFO, m.Empty())
+        assert info.event_loop.startswith("asyncio")
+        assert await rig.run("sh", "-c", "cat; exit 3", stdin=b"in\n", network="bridge") == (3, b"in\n", b"")
+        record = await rig.run_detached("sleep", "1000", network="bridge")
+        assert (await rig.exec(record.name, "echo", "in")).stdout == b"in\n"
+        await rig.kill()
+        await rig.start()
+        assert (await rig.inspect(record.name)).pid == record.pid

@@ -223,6 +223,8 @@ class Containers:
         """Make an image of a container's files; a running one is frozen meanwhile."""
         entry = self._find(request.name)
         async with entry.lock:
+            if self._is_gone(entry):
+                raise NotFound("container", entry.record.name, "it was removed meanwhile")
             record = entry.record
             base = self._images.resolve(record.image_id)
             config = msgspec.structs.replace(base.config, command=record.command, entrypoint=(), working_dir=record.working_dir)
@@ -297,7 +299,9 @@ class Containers:
 
     async def _start(self, entry: _Entry, *, attach: bool, size: Size) -> Attached | None:
         async with entry.lock:
-            entry.record = msgspec.structs.replace(entry.record, status=self._next(entry, "start"), error="", boot_id="")
+            if self._is_gone(entry):
+                raise NotFound("container", entry.record.name, "it was removed meanwhile")
+            entry.record = msgspec.structs.replace(entry.record, status=self._next(entry, "start"), error="")
             entry.ended.clear()
             try:
                 return await self._bring_up(entry, attach=attach, size=size)
@@ -354,20 +358,8 @@ class Containers:
         self._failed_starts.inc()
         self._logger.warning("container.start_failed", id=record.id, name=record.name, why=str(error) or type(error).__name__)
         await self._clear(record)
-        if record.auto_remove:
-            await self._discard(entry)
-            return
         code = error.exit_code if isinstance(error, CommandNotRunnable) else 125
-        await self._update(
-            entry,
-            status=self._next(entry, "failed"),
-            exit_code=code,
-            error=str(error) or "interrupted",
-            finished_at_ns=self._world.clock.now_ns(),
-            **_GONE,
-            network=Endpoint(network=record.network.network),
-        )
-        entry.ended.set()
+        await self._settle(entry, status=self._next(entry, "failed"), exit_code=code, error=str(error) or "interrupted")
 
     async def _withdraw(self, starting: "asyncio.Task[Attached | None]", undo: Callable[[], Awaitable[None]]) -> None:
         """Undo a start whose client went away before it was told."""
@@ -429,18 +421,21 @@ class Containers:
         await self._kill(entry)
 
     async def _kill(self, entry: _Entry) -> None:
-        record = entry.record
-        if record.status == "paused":
-            await self._supervisor.resume(record.id, record.name)
-        self._signal(record, _SIGKILL)
+        async with entry.lock:  # a start under way comes to its end first
+            record = entry.record
+            if record.status not in LIVE:
+                return
+            if record.status == "paused":
+                await self._supervisor.resume(record.id, record.name)
+            self._signal(record, _SIGKILL)
         if not await _within(entry.ended.wait(), KILL_TIMEOUT_S):
             raise RuntimeFailed("kill", record.name, f"it did not end within {KILL_TIMEOUT_S:g} s of SIGKILL")
 
     async def _remove(self, entry: _Entry, *, force: bool) -> None:
-        if force and entry.record.status in LIVE:
+        if force:
             await self._kill(entry)
         async with entry.lock:
-            if entry.record.id not in self._entries:
+            if self._is_gone(entry):
                 return  # auto-removed meanwhile
             entry.record = msgspec.structs.replace(entry.record, status=self._next(entry, "remove"))
             await self._discard(entry)
@@ -460,23 +455,33 @@ class Containers:
             usage = self._world.kernel.cgroup_usage(self._stage.cgroup(record.id))
             lost = code is None
             await self._clear(record)
-            await self._update(
+            await self._settle(
                 entry,
-                durable=not record.auto_remove,
                 status=self._next(entry, "lost" if lost else "exited"),
                 exit_code=LOST_EXIT_CODE if lost else code,
                 error="its supervisor died without telling the exit code" if lost else "",
                 oom_killed=bool(usage.n_oom_kills),
-                finished_at_ns=self._world.clock.now_ns(),
-                network=Endpoint(network=record.network.network),
-                **_GONE,
             )
             ended = entry.record
             self._ends.inc()
             self._oom_kills.inc(ended.oom_killed)
             self._logger.info("container.ended", id=ended.id, name=ended.name, exit_code=ended.exit_code, oom=ended.oom_killed)
+
+    async def _settle(self, entry: _Entry, **changes: Any) -> None:
+        """Write down a container's end, or remove it if that was asked for, and let those who wait for it go on.
+
+        A disk that refuses keeps nobody waiting: the next start of the daemon comes to the same end by the exit file.
+        """
+        record = entry.record
+        changes |= {"finished_at_ns": self._world.clock.now_ns(), "network": Endpoint(network=record.network.network), **_GONE}
+        try:
+            await self._update(entry, durable=not record.auto_remove, **changes)
             if record.auto_remove:
                 await self._discard(entry)
+        except IsopodError as error:
+            self._logger.error("container.end_not_stored", id=record.id, name=record.name, why=str(error))
+            await self._update(entry, durable=False, **changes)
+        finally:
             entry.ended.set()
 
     async def _clear(self, record: Container) -> None:
@@ -516,6 +521,10 @@ class Containers:
         if not found:
             raise NotFound("container", name, "`isopod ps -a` lists them")
         return self._entries[found[0]]
+
+    def _is_gone(self, entry: _Entry) -> bool:
+        """Whether a container was removed while its lock was waited for."""
+        return entry.record.id not in self._entries
 
     def _forget(self, record: Container) -> None:
         self._entries.pop(record.id, None)
