@@ -77,6 +77,23 @@ async def test_a_change_of_boot_ends_what_ran(rig: Rig) -> None:
         assert (await rig.inspect("before")).status == "running"
 
 
+async def test_what_belongs_to_no_container_is_removed_at_the_next_start(rig: Rig) -> None:
+    async with rig:
+        kept = await rig.run_detached("sleep", "1000", name="kept", network="bridge")
+        await rig.kill()
+        paths, disk = rig.config.paths, rig.world.disk
+        stray = "e" * 64
+        folders = [f"{paths['containers']}/{stray}", f"{paths['run_root']}/bundles/{stray}", f"{paths['run_root']}/runtime/{stray}"]
+        for folder in folders:
+            await disk.make_directory(folder)
+        await disk.write(f"{paths['run_root']}/exits/{stray}", b"0")
+        await rig.start()
+        assert [await disk.stat(folder) for folder in folders] == [None, None, None]
+        assert await disk.list(f"{paths['run_root']}/exits") == []
+        assert await disk.list(paths["containers"]) == [kept.id]
+        assert (await rig.inspect("kept")).status == "running"
+
+
 def test_an_error_is_one_line_and_a_hint() -> None:
     assert describe(NotFound("image", "x", "`isopod images` lists them")) == "error: no such image: x\nhint: `isopod images` lists them\n"
     assert describe(NotFound("image", "x")) == "error: no such image: x\n"
