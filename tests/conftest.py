@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from isopod.world.sim import SimWorld
 
 HERE: Final = os.path.dirname(os.path.abspath(__file__))
+CLEANING_S: Final = 10.0
+"""How long before pytest-timeout's limit a body is cancelled."""
 GRACE_TURNS: Final = 10
 """Loop turns in which tasks and transports that are already ending may end."""
 
@@ -62,15 +64,25 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Literal[True] | None:
     if not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
     arguments = {name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters if name in pyfuncitem.funcargs}
+    limit_s = time_limit_s(pyfuncitem) - CLEANING_S
     stage = pyfuncitem.stash.get(STAGE, None)
     if stage is not None:
         pyfuncitem.stash[PASSED] = False
-        run_checked(stage.loop, pyfuncitem.obj(**arguments))
+        # Virtual time says nothing about a hang; the simulation itself ends deadlocks and run-away loops.
+        run_checked(stage.loop, pyfuncitem.obj(**arguments), limit_s=None if stage.world.name == "sim" else limit_s)
         pyfuncitem.stash[PASSED] = True
         return True
     with host_loop("uvloop") as loop:
-        run_checked(loop, pyfuncitem.obj(**arguments))
+        run_checked(loop, pyfuncitem.obj(**arguments), limit_s=limit_s)
     return True
+
+
+def time_limit_s(item: pytest.Function) -> float:
+    """Return after how many seconds pytest-timeout ends the whole run because of this test, without any cleaning up."""
+    marker = item.get_closest_marker("timeout")
+    if marker is not None and marker.args:
+        return float(marker.args[0])
+    return float(item.config.getoption("timeout") or item.config.getini("timeout"))
 
 
 @pytest.fixture
@@ -161,8 +173,10 @@ def open_sim(request: pytest.FixtureRequest) -> "Iterator[SimWorld]":
         sim.close()
 
 
-def run_checked(loop: asyncio.AbstractEventLoop, body: Coroutine[Any, Any, None]) -> None:
+def run_checked(loop: asyncio.AbstractEventLoop, body: Coroutine[Any, Any, None], *, limit_s: float | None) -> None:
     """Run a test's body to its end; fail it for tasks it left and for failures nobody saw.
+
+    A body that takes longer than `limit_s` is cancelled, so that what it opened is closed.
 
     Raises:
         Exception: Whatever the body raised.
@@ -171,7 +185,7 @@ def run_checked(loop: asyncio.AbstractEventLoop, body: Coroutine[Any, Any, None]
     unseen: list[str] = []
     loop.set_exception_handler(lambda _, context: unseen.append(_describe(context)))
     try:
-        left = loop.run_until_complete(_finish(body))
+        left = loop.run_until_complete(_finish(body, limit_s))
     finally:
         _cancel_all(loop)
         loop.set_exception_handler(None)
@@ -181,8 +195,9 @@ def run_checked(loop: asyncio.AbstractEventLoop, body: Coroutine[Any, Any, None]
         pytest.fail("failures nobody saw:\n  " + "\n  ".join(unseen))
 
 
-async def _finish(body: Coroutine[Any, Any, None]) -> list[str]:
-    await body
+async def _finish(body: Coroutine[Any, Any, None], limit_s: float | None) -> list[str]:
+    async with asyncio.timeout(limit_s):
+        await body
     own = asyncio.current_task()
     for _ in range(GRACE_TURNS):
         await asyncio.sleep(0)

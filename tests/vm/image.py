@@ -73,12 +73,12 @@ def write_disk(path: Path, arguments: Sequence[str]) -> None:
 
     Args:
         path: The image.
-        arguments: Words for pytest, without blanks in them.
+        arguments: What pytest is given; no argument has a line's end in it.
     """
     tree = path.with_suffix(".tree")
     try:
         _fill(tree)
-        (tree / "arguments").write_text(" ".join(arguments), encoding="utf-8")
+        (tree / "arguments").write_text("\n".join(arguments), encoding="utf-8")
         command = ["/usr/sbin/mke2fs", "-q", "-F", "-t", "ext4", "-E", "lazy_itable_init=1", "-d", str(tree), str(path), f"{DISK_MIB}M"]
         subprocess.run(command, check=True, timeout=120)
     finally:

@@ -6,13 +6,13 @@
 export PATH=/usr/sbin:/usr/bin:/opt/busybox HOME=/root LANG=C.UTF-8 PYTHONHASHSEED=0
 mount -t proc proc /proc
 mount -t sysfs sys /sys
-/bin/busybox mountpoint -q /dev || mount -t devtmpfs dev /dev
+/bin/busybox --install -s /opt/busybox
+mount -t devtmpfs dev /dev
 mkdir -p /dev/pts /dev/shm
 mount -t devpts -o newinstance,ptmxmode=0666,mode=0620 devpts /dev/pts
 mount -t tmpfs -o mode=1777 tmpfs /dev/shm
 mount -t tmpfs -o mode=0755 tmpfs /run
 mount -t cgroup2 -o nsdelegate,memory_recursiveprot cgroup2 /sys/fs/cgroup
-/bin/busybox --install -s /opt/busybox
 ip link set lo up
 hostname isopod-v2
 echo 1 >/proc/sys/net/ipv4/ip_forward
@@ -22,9 +22,11 @@ uname -r >/result/kernel
 cat /proc/mounts >/result/mounts
 cat /sys/fs/cgroup/cgroup.subtree_control >/result/enabled
 cd /isopod || reboot -f
+IFS='
+'
 set -f
-# shellcheck disable=SC2046  # words of a command line, without quotes
-/isopod/.venv/bin/python -m pytest -p no:cacheprovider $(cat /arguments) --junitxml=/result/junit.xml 2>&1 | tee /result/output
+# shellcheck disable=SC2046  # one argument on each line
+/isopod/.venv/bin/python -m pytest $(cat /arguments) --junitxml=/result/junit.xml 2>&1 | tee /result/output
 dmesg >/result/dmesg
 tar -c -f /dev/vdb -C /result .
 sync
