@@ -19,8 +19,14 @@ def unpack_layer(
 ) -> tuple[str, str, int, int, int]:
     """Unpack a layer; returns (blob digest, diff id, blob bytes, unpacked bytes, entries). See `isopod.world.disk.Disk.unpack_layer`."""
 
-def pack_layer(source: str, fd: int) -> tuple[str, int, int]:
-    """Write a folder in overlayfs form as an OCI layer tar; returns (diff id, bytes, entries)."""
+def pack_layer(
+    source: str,
+    fd: int,
+    n_bytes_max: int,
+    entry_bytes_max: int,
+    progress: Callable[[int], None] | None,
+) -> tuple[str, int, int]:
+    """Write a folder in overlayfs form as an OCI layer tar; returns (diff id, bytes, entries). See `isopod.world.disk.Disk.pack_layer`."""
 
 def index_archive(fd: int) -> list[tuple[str, int, int, str]]:
     """List an uncompressed tar's regular files and links: (name, data offset, bytes, link target)."""

@@ -79,12 +79,12 @@ def unpack(data: bytes, target: Path, *, limits: Limits = Limits()) -> Unpacked:
         blob.unlink()
 
 
-def pack(source: Path) -> bytes:
+def pack(source: Path, *, n_bytes_max: int = 1 << 40, entry_bytes_max: int = 1 << 40) -> bytes:
     """Return the archive of a folder, after checking what `pack_layer` says about it."""
     path = source.parent / "packed"
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
     try:
-        diff_id, n_bytes, n_entries = _core.pack_layer(str(source), fd)
+        diff_id, n_bytes, n_entries = _core.pack_layer(str(source), fd, n_bytes_max, entry_bytes_max, None)
         assert diff_id == _core.sha256_file(fd)
     finally:
         os.close(fd)

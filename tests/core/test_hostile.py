@@ -23,6 +23,10 @@ def attribute(name: str) -> bytes:
     return pax((b"SCHILY.xattr." + name.encode(), b"y")) + header(b"f")
 
 
+def attributes(n_attributes: int, name: str = "a") -> bytes:
+    return pax(*((b"SCHILY.xattr.user.%s%d" % (name.encode(), number), b"") for number in range(n_attributes)))
+
+
 def sparse(*records: tuple[str, str], data: bytes = b"") -> bytes:
     fields = [(b"GNU.sparse." + key.encode(), value.encode()) for key, value in records]
     return pax(*fields) + header(b"f", size=b"%011o\0" % len(data)) + padded(data)
@@ -76,7 +80,11 @@ TRICKS = {
     "opaque-attribute": (attribute("trusted.overlay.opaque") + END, "f", "trusted.overlay.opaque"),
     "redirect-attribute": (attribute("trusted.overlay.redirect") + END, "f", "trusted.overlay.redirect"),
     "attribute-without-name": (attribute("") + END, "f", "cannot be set"),
-    "attribute-too-long": (attribute("user." + "x" * 300) + END, "f", "cannot be set"),
+    "attribute-name-too-long": (attribute("user." + "x" * 251) + END, "f", "longer than 255 bytes"),
+    "attribute-too-large": (pax((b"SCHILY.xattr.user.a", bytes((64 << 10) + 1))) + header(b"f") + END, "f", "larger than 64 KiB"),
+    "too-many-attributes": (attributes(1025) + header(b"f") + END, "f", "more than 1024 attributes"),
+    "too-many-attributes-in-two": (attributes(1000) + attributes(25, "b") + header(b"f") + END, "f", "more than 1024 attributes"),
+    "attribute-bomb": (attributes(30_000) * 3 + header(b"f") + END, "f", "more than 1024 attributes"),
     "attribute-senseless": (attribute("security.capability") + END, "f", "cannot be set"),
     "volume": (header(b"f", b"V") + END, "f", "'V'"),
     "continued": (header(b"f", b"M") + END, "f", "'M'"),
@@ -182,6 +190,29 @@ def test_links_to_real_folders_outside_lead_nowhere(tmp_path: Path) -> None:
     unpack(tar(symlink("s", str(outside)), folder(str(outside).lstrip("/")), entry("s/good")), tmp_path / "layer")
     assert list(outside.iterdir()) == []
     assert (tmp_path / "layer" / str(outside).lstrip("/") / "good").exists()
+
+
+def test_as_many_attributes_as_allowed(tmp_path: Path) -> None:
+    # They reach the file system, whose own limit names one of them, or take all.
+    data = attributes(1024) + attributes(1024) + header(b"f") + END
+    try:
+        unpack(data, tmp_path / "layer")
+    except (_core.ArchiveError, OSError) as error:
+        assert "1024 attributes" not in str(error)
+    else:
+        assert len(os.listxattr(tmp_path / "layer/f")) == 1024
+
+
+def test_paths_of_folders_are_bounded(tmp_path: Path) -> None:
+    # Each is kept until the end, for its time: an archive of some kilobytes could fill the memory.
+    name = "/".join(["n" * 240] * 16)
+    one = pax((b"path", name.encode())) + header(b"d", b"5")
+    blob = gzip.compress(one * 36_000 + END, compresslevel=1)
+    assert len(blob) < 2 << 20
+    with pytest.raises(_core.ArchiveError, match="paths of all folders") as caught:
+        unpack(blob, tmp_path / "layer", limits=Limits(n_entries_max=1_000_000))
+    assert caught.value.args[0] == name
+    assert not (tmp_path / "layer").exists()
 
 
 @pytest.mark.parametrize("compress", [gzip.compress, zstandard.compress], ids=["gzip", "zstd"])

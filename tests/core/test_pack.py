@@ -1,5 +1,6 @@
 """Folders packed as layers, and that packing and unpacking undo each other."""
 
+import errno
 import hashlib
 import io
 import os
@@ -111,10 +112,112 @@ def test_real_names_that_look_like_whiteouts_are_refused(tmp_path: Path, make: C
 
 def test_a_missing_source_and_a_bad_target(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught:
-        _core.pack_layer(str(tmp_path / "missing"), 1)
+        _core.pack_layer(str(tmp_path / "missing"), 1, 1 << 20, 1 << 20, None)
     assert caught.value.filename == str(tmp_path / "missing")
     with pytest.raises(OSError, match="Bad file descriptor"):
-        _core.pack_layer(str(tmp_path), -1)
+        _core.pack_layer(str(tmp_path), -1, 1 << 20, 1 << 20, None)
+
+
+def sparse_file(path: Path, size: int, **parts: bytes) -> None:
+    """Make a file of holes with some data ("at_4096")."""
+    with path.open("wb") as file:
+        file.truncate(size)
+        for at, data in parts.items():
+            os.pwrite(file.fileno(), data, int(at.removeprefix("at_")))
+
+
+def test_holes_cost_nothing(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    sparse_file(source / "huge", 1 << 39)
+    sparse_file(source / ("n" * 120), 1 << 20, at_8192=b"a" * 4096, at_524288=b"b" * 5000)
+    sparse_file(source / "end", (1 << 20) + 7, at_1048576=b"1234567")
+    (source / "full").write_bytes(b"f" * 10_000)
+    packed = pack(source)
+    assert len(packed) < 64 << 10
+    found = members(packed)
+    assert {name: member.size for name, member in found.items() if member.isreg()} == {
+        "end": (1 << 20) + 7,
+        "full": 10_000,
+        "huge": 1 << 39,
+        "n" * 120: 1 << 20,
+    }
+    assert [name for name, member in found.items() if member.issparse()] == ["end", "huge", "n" * 120]
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+        for name in ("end", "full", "n" * 120):
+            file = archive.extractfile(name)
+            assert file is not None
+            assert file.read() == (source / name).read_bytes()
+    unpack(packed, target, limits=layers.Limits(unpacked_bytes_max=1 << 40, entry_bytes_max=1 << 39))
+    assert (target / "huge").stat().st_size == 1 << 39
+    assert (target / "huge").stat().st_blocks < 64
+    for root in (source, target):
+        (root / "huge").unlink()
+        os.utime(root, (0, 0))
+    assert tree(source) == tree(target)
+    assert pack(source) == pack(target)
+
+
+def test_many_holes_are_packed_and_unpacked(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    sparse_file(source / "f", 2000 * 8192, **{f"at_{number * 8192}": b"%04096d" % number for number in range(2000)})
+    packed = pack(source)
+    assert 2000 * 4096 < len(packed) < 2000 * 4096 + (64 << 10)
+    unpack(packed, target)
+    assert tree(source) == tree(target)
+
+
+@pytest.mark.parametrize(
+    "limits, name",
+    [
+        ({"n_bytes_max": (1 << 20) + 5000}, "b"),
+        ({"n_bytes_max": 512}, "a"),
+        ({"n_bytes_max": 511}, "source"),
+        ({"entry_bytes_max": (1 << 20) - 1}, "b"),
+        ({"n_bytes_max": (11 << 20) - 1}, "holes"),
+    ],
+)
+def test_what_is_too_large_is_refused_and_named(tmp_path: Path, limits: dict[str, int], name: str) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a").write_bytes(b"a" * 4096)
+    (source / "b").write_bytes(b"b" * (1 << 20))
+    sparse_file(source / "holes", 10 << 20)
+    for path in (source / "a", source / "b", source):
+        os.utime(path, (0, 0))
+    with pytest.raises(OSError, match="too large") as caught:
+        pack(source, **limits)
+    assert (caught.value.errno, os.path.basename(caught.value.filename)) == (errno.EFBIG, name)
+    written = (tmp_path / "packed").stat().st_size
+    assert written <= limits.get("n_bytes_max", 1 << 20)
+    assert written == 0 or name == "holes"
+
+
+def test_limits_that_just_suffice(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "f").write_bytes(b"f" * 100_000)
+    n_bytes = len(pack(source))
+    assert len(pack(source, n_bytes_max=n_bytes, entry_bytes_max=100_000)) == n_bytes
+    with pytest.raises(OSError, match="too large"):
+        pack(source, n_bytes_max=n_bytes - 1)
+
+
+def test_what_the_callback_raises_ends_packing(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "f").write_bytes(bytes(64 << 20))
+    seen: list[int] = []
+
+    def stop(n_bytes: int) -> None:
+        seen.append(n_bytes)
+        raise KeyError("stop")
+
+    with (tmp_path / "packed").open("wb") as file, pytest.raises(KeyError, match="stop"):
+        _core.pack_layer(str(source), file.fileno(), 1 << 40, 1 << 40, stop)
+    assert len(seen) == 1
+    assert seen[0] < 64 << 20
 
 
 NAMES = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=60).filter(

@@ -154,7 +154,11 @@ fn configure_overlay(
     if volatile {
         fsconfig_set_flag(context, "volatile")?;
     }
-    Ok(fsconfig_create(context)?)
+    match fsconfig_create(context) {
+        // Before 6.5 overlayfs takes any option as text, and looks at it only here (seen on 6.1).
+        Err(Errno::INVAL) => Err(NotConfigured::NoLayerByLayer),
+        other => Ok(other?),
+    }
 }
 
 fn attach(context: BorrowedFd<'_>, target: &Path, attributes: MountAttrFlags) -> Result<()> {

@@ -1,7 +1,8 @@
 //! Layers as archives: unpacking, packing and listing tars.
 //!
 //! `header`, `pax` and `sparse` parse bytes and touch nothing; `reader` turns a stream of bytes into entries; `unpack`
-//! turns entries into files below one folder (`root`); `index` lists them; `pack` goes the other way. An archive is
+//! turns entries into files below one folder (`root`); `index` lists them; `pack` goes the other way,
+//! `holes` tells it what of a file is data. An archive is
 //! hostile until proven otherwise: every number is checked before it is used, and every error names the entry.
 //!
 //! Source: POSIX.1-2017 pax (ustar and extended headers), GNU tar's manual (appendix "Tar Internals": long names, the
@@ -9,6 +10,7 @@
 
 pub mod blob;
 pub mod header;
+pub mod holes;
 pub mod index;
 pub mod pack;
 pub mod pax;

@@ -1,35 +1,50 @@
 //! A folder in overlayfs form packed as a layer's archive: whiteout devices become `.wh.NAME`, opaque folders get
 //! `.wh..wh..opq`.
 //!
-//! The same tree gives the same bytes: names in the order of their bytes, no user names, no access times. Sparse files are
-//! written out in full, because where a file system puts holes is not part of a file. Sockets are left out, as they mean
-//! nothing without the process that listens.
+//! The same tree gives the same bytes: names in the order of their bytes, no user names, no access times. Where files have
+//! holes counts as well: they are left out (`holes`), since a container makes one of terabytes at no cost. Sockets are left
+//! out, as they mean nothing without the process that listens.
+//!
+//! What `unpack` would refuse for its size is refused here, before anything of the file is written (EFBIG).
 
 use std::collections::HashMap;
 use std::ffi::{CStr, OsStr};
 use std::fs::File;
-use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, fstat, lgetxattr, llistxattr, major, minor, openat, readlinkat, statat};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
 use super::BLOCK_BYTES;
+use super::blob::Progress;
+use super::holes::{self, Parts};
 use super::root::is_whiteout_stat;
 use super::writer::{Record, append_header, append_padding};
 use crate::error::{About, Error, Result};
 use crate::tree::{self, Visitor};
 
 const BUFFER_BYTES: usize = 128 << 10;
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(50);
 /// The kernel's bound on a value, and on the list of names; and what nearly always suffices.
 const XATTR_BYTES_MAX: usize = 64 << 10;
 const XATTR_BYTES_USUAL: usize = 512;
 const OVERLAY_XATTR: &[u8] = b"trusted.overlay.";
 /// They say that a file's data or a folder's entries lie in a lower layer, or are hidden in a way that archives lack.
 const OVERLAY_REFERENCES: [&[u8]; 3] = [b"trusted.overlay.metacopy", b"trusted.overlay.redirect", b"trusted.overlay.whiteout"];
+
+/// Bounds on what is packed.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Of the archive, and of all files' sizes, holes included.
+    pub n_bytes_max: u64,
+    /// Of one file, holes included.
+    pub entry_bytes_max: u64,
+}
 
 /// What was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,32 +57,55 @@ pub struct Summary {
     pub n_entries: u64,
 }
 
-/// Packs the folder `source` into `target`, from its current position on.
-pub fn pack(source: &Path, target: BorrowedFd<'_>) -> Result<Summary> {
+/// Packs the folder `source` into `target`, from its current position on. Progress is told in bytes written.
+pub fn pack(source: &Path, target: BorrowedFd<'_>, limits: Limits, progress: Option<Progress<'_>>) -> Result<Summary> {
     let folder = tree::open_folder(source)?;
     let output = Output {
         file: target.try_clone_to_owned()?.into(),
         buffer: Vec::with_capacity(2 * BUFFER_BYTES),
         hasher: Sha256::new(),
         n_bytes: 0,
+        n_bytes_max: limits.n_bytes_max,
+        progress,
+        reported_at: Instant::now(),
     };
-    let mut packer = Packer { output, n_entries: 0, linked: HashMap::new() };
+    let mut packer = Packer { output, limits, n_entries: 0, n_file_bytes: 0, linked: HashMap::new() };
     tree::walk(folder, &mut packer).about(source)?;
     packer.output.buffer.resize(packer.output.buffer.len() + 2 * BLOCK_BYTES, 0);
+    packer.output.reserve(0).about(source)?;
     packer.output.flush()?;
     let Output { hasher, n_bytes, .. } = packer.output;
     Ok(Summary { diff_id: super::digest_text(&hasher.finalize()), n_bytes, n_entries: packer.n_entries })
 }
 
 /// Buffers, hashes, counts and writes.
-struct Output {
+struct Output<'a> {
     file: File,
     buffer: Vec<u8>,
     hasher: Sha256,
     n_bytes: u64,
+    n_bytes_max: u64,
+    progress: Option<Progress<'a>>,
+    reported_at: Instant,
 }
 
-impl Output {
+impl Output<'_> {
+    /// Refuses what would be too much beside what was written and what waits in the buffer.
+    fn reserve(&self, n_bytes: u64) -> Result<()> {
+        let n_taken = self.n_bytes + self.buffer.len() as u64;
+        if n_taken.checked_add(n_bytes).is_some_and(|n_bytes| n_bytes <= self.n_bytes_max) { Ok(()) } else { Err(Errno::FBIG.into()) }
+    }
+
+    fn report_if_due(&mut self) -> Result<()> {
+        if self.reported_at.elapsed() < PROGRESS_INTERVAL {
+            return Ok(());
+        }
+        self.reported_at = Instant::now();
+        let n_bytes = self.n_bytes;
+        let goes_on = self.progress.as_mut().is_none_or(|progress| progress(n_bytes));
+        if goes_on { Ok(()) } else { Err(Error::Stopped) }
+    }
+
     fn flush(&mut self) -> Result<()> {
         self.hasher.update(&self.buffer);
         self.n_bytes += self.buffer.len() as u64;
@@ -77,11 +115,13 @@ impl Output {
     }
 
     fn flush_if_full(&mut self) -> Result<()> {
+        self.report_if_due()?;
         if self.buffer.len() >= BUFFER_BYTES { self.flush() } else { Ok(()) }
     }
 
-    /// Appends exactly `n_bytes` of a file.
-    fn copy(&mut self, file: &mut File, mut n_bytes: u64) -> Result<()> {
+    /// Appends exactly `n_bytes` of a file from a position on.
+    fn copy(&mut self, file: &mut File, offset: u64, mut n_bytes: u64) -> Result<()> {
+        file.seek(SeekFrom::Start(offset))?;
         while n_bytes > 0 {
             let start = self.buffer.len();
             let n_wanted = usize::try_from(n_bytes).map_or(BUFFER_BYTES, |n_bytes| n_bytes.min(BUFFER_BYTES));
@@ -99,14 +139,16 @@ impl Output {
     }
 }
 
-struct Packer {
-    output: Output,
+struct Packer<'a> {
+    output: Output<'a>,
+    limits: Limits,
     n_entries: u64,
+    n_file_bytes: u64,
     /// First name of each file that has several.
     linked: HashMap<(u64, u64), Vec<u8>>,
 }
 
-impl Visitor for Packer {
+impl Visitor for Packer<'_> {
     fn enter(&mut self, folder: BorrowedFd<'_>, path: &[u8]) -> Result<()> {
         check_name(path)?;
         let facts = fstat(folder)?;
@@ -131,7 +173,7 @@ impl Visitor for Packer {
     }
 }
 
-impl Packer {
+impl Packer<'_> {
     fn pack_entry(&mut self, folder: BorrowedFd<'_>, name: &CStr, path: &[u8]) -> Result<()> {
         check_name(path)?;
         let facts = statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
@@ -162,9 +204,23 @@ impl Packer {
     }
 
     fn pack_file(&mut self, file: &OwnedFd, record: &Record<'_>) -> Result<()> {
-        let size = u64::try_from(fstat(file)?.st_size).unwrap_or(0);
-        self.write(&Record { kind: b'0', size, ..*record })?;
-        self.output.copy(&mut file.try_clone()?.into(), size)?;
+        let facts = fstat(file)?;
+        let real_size = u64::try_from(facts.st_size).unwrap_or(0);
+        self.n_file_bytes = self.n_file_bytes.saturating_add(real_size);
+        if real_size > self.limits.entry_bytes_max || self.n_file_bytes > self.limits.n_bytes_max {
+            return Err(Errno::FBIG.into());
+        }
+        let found = holes::find(file.as_fd(), &facts)?;
+        let is_sparse = found.is_some();
+        let parts = found.unwrap_or_else(|| Parts { map: Vec::new(), segments: vec![(0, real_size)], n_bytes: real_size });
+        let size = parts.n_bytes;
+        self.output.reserve(size)?;
+        self.write(&Record { kind: b'0', size, real_size: is_sparse.then_some(real_size), ..*record })?;
+        self.output.buffer.extend_from_slice(&parts.map);
+        let mut file = file.try_clone()?.into();
+        for (offset, n_bytes) in parts.segments {
+            self.output.copy(&mut file, offset, n_bytes)?;
+        }
         append_padding(&mut self.output.buffer, size);
         Ok(())
     }
@@ -172,6 +228,7 @@ impl Packer {
     fn write(&mut self, record: &Record<'_>) -> Result<()> {
         append_header(&mut self.output.buffer, record);
         self.n_entries += 1;
+        self.output.reserve(0)?;
         self.output.flush_if_full()
     }
 }

@@ -1,5 +1,7 @@
 //! PAX extended headers: records of "length key=value\n" that replace or add to a header's fields.
 
+use std::collections::BTreeMap;
+
 use super::header::Refusal;
 use super::sparse;
 
@@ -18,8 +20,10 @@ pub struct Extended {
     pub gid: Option<u64>,
     /// Seconds and nanoseconds since 1970.
     pub mtime: Option<(i64, u32)>,
-    /// Extended attributes, in the archive's order.
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Extended attributes.
+    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Why the next entry is to be refused: told when its name is known.
+    pub refusal: Option<Refusal>,
     /// The fields of GNU's sparse formats.
     pub sparse: sparse::Fields,
 }
@@ -28,6 +32,11 @@ pub struct Extended {
 pub type Record<'a> = (&'a [u8], &'a [u8]);
 
 const XATTR: &[u8] = b"SCHILY.xattr.";
+/// Of one entry. File systems hold some dozens on a file; the kernel's own bound is on the list of names, 64 KiB.
+const N_XATTRS_MAX: usize = 1024;
+/// XATTR_NAME_MAX and XATTR_SIZE_MAX of the kernel.
+const XATTR_NAME_BYTES_MAX: usize = 255;
+const XATTR_VALUE_BYTES_MAX: usize = 64 << 10;
 
 impl Extended {
     /// Takes over the records of an extended header; later ones win, an empty value takes back.
@@ -49,12 +58,23 @@ impl Extended {
 
     fn apply_prefixed(&mut self, key: &[u8], value: &[u8]) -> Result<(), Refusal> {
         if let Some(attribute) = key.strip_prefix(XATTR) {
-            self.xattrs.retain(|(name, _)| name != attribute);
-            self.xattrs.push((attribute.to_vec(), value.to_vec()));
+            self.apply_xattr(attribute, value);
         } else if let Some(field) = key.strip_prefix(b"GNU.sparse.") {
             self.sparse.apply(field, value)?;
         }
         Ok(())
+    }
+
+    fn apply_xattr(&mut self, name: &[u8], value: &[u8]) {
+        if name.len() > XATTR_NAME_BYTES_MAX {
+            self.refusal = Some("the name of an attribute is longer than 255 bytes");
+        } else if value.len() > XATTR_VALUE_BYTES_MAX {
+            self.refusal = Some("an attribute is larger than 64 KiB");
+        } else if self.xattrs.len() >= N_XATTRS_MAX && !self.xattrs.contains_key(name) {
+            self.refusal = Some("it has more than 1024 attributes");
+        } else {
+            self.xattrs.insert(name.to_vec(), value.to_vec());
+        }
     }
 }
 
@@ -184,7 +204,29 @@ mod tests {
         extended.apply(&bytes).unwrap();
         assert_eq!(extended.path.as_deref(), Some("h\u{f6}/\u{2713}".as_bytes()));
         assert_eq!((extended.size, extended.gid, extended.mtime), (Some(1 << 33), None, Some((-2, 750_000_000))));
-        assert_eq!(extended.xattrs, [(b"user.k".to_vec(), b"\0=\n".to_vec())]);
+        assert_eq!(extended.xattrs, BTreeMap::from([(b"user.k".to_vec(), b"\0=\n".to_vec())]));
+    }
+
+    #[test]
+    fn attributes_are_bounded_and_later_ones_win() {
+        let name = |number: usize| format!("SCHILY.xattr.user.{number}").into_bytes();
+        let mut bytes = Vec::new();
+        for number in (0..N_XATTRS_MAX).chain(0..N_XATTRS_MAX) {
+            append_record(&mut bytes, &name(number), b"first");
+        }
+        append_record(&mut bytes, &name(7), b"last");
+        let mut extended = Extended::default();
+        extended.apply(&bytes).unwrap();
+        assert_eq!((extended.xattrs.len(), extended.refusal), (N_XATTRS_MAX, None));
+        assert_eq!(extended.xattrs[&b"user.7"[..]], b"last");
+        extended.apply(&written(&[("SCHILY.xattr.one more", b"")])).unwrap();
+        assert_eq!((extended.xattrs.len(), extended.refusal.is_some()), (N_XATTRS_MAX, true));
+        for (n_name, n_value, is_refused) in [(255, 1 << 16, false), (256, 0, true), (1, (1 << 16) + 1, true)] {
+            let key = "SCHILY.xattr.".to_owned() + &"n".repeat(n_name);
+            let mut extended = Extended::default();
+            extended.apply(&written(&[(&key, &vec![0; n_value])])).unwrap();
+            assert_eq!(extended.refusal.is_some(), is_refused, "{n_name} {n_value}");
+        }
     }
 
     #[test]

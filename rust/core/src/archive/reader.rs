@@ -57,7 +57,7 @@ pub struct Entry {
     pub n_data_bytes: u64,
     /// Major and minor number.
     pub device: (u32, u32),
-    /// Extended attributes.
+    /// Extended attributes, sorted by name.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
@@ -144,6 +144,9 @@ impl<S: Stream> Reader<S> {
                 _ => {
                     let header = merged(header, &mut extended, long_name, long_link);
                     self.entry_name.clone_from(&header.name);
+                    if let Some(why) = extended.refusal {
+                        return Err(refused(why));
+                    }
                     return self.entry(&block, header, extended).map(Some);
                 }
             }
@@ -193,7 +196,7 @@ impl<S: Stream> Reader<S> {
             mtime: extended.mtime.unwrap_or((header.mtime, 0)),
             n_data_bytes: self.left,
             device: (device_number(header.device.0, MAJOR_MAX)?, device_number(header.device.1, MINOR_MAX)?),
-            xattrs: extended.xattrs,
+            xattrs: extended.xattrs.into_iter().collect(),
             name: header.name,
             link: header.link,
             kind,

@@ -48,8 +48,8 @@ pub struct Facts<'a> {
 pub struct Root {
     fd: OwnedFd,
     last: Option<(Vec<u8>, Folder)>,
-    /// Folders made because the archive left them out.
-    made: Vec<Vec<u8>>,
+    /// Folders made because the archive left them out, with their inodes.
+    made: Vec<(Vec<u8>, u64)>,
 }
 
 /// Splits a name into its components; absolute names and ".." are refused, "." and double slashes are nothing.
@@ -159,8 +159,8 @@ impl Root {
         Ok(())
     }
 
-    /// Returns the folders that were made unasked since the last call.
-    pub fn take_made(&mut self) -> Vec<Vec<u8>> {
+    /// Returns the folders that were made unasked since the last call, with their inodes.
+    pub fn take_made(&mut self) -> Vec<(Vec<u8>, u64)> {
         std::mem::take(&mut self.made)
     }
 
@@ -188,20 +188,28 @@ impl Root {
     }
 
     fn make(&mut self, parts: &[&[u8]]) -> Result<()> {
-        let mut parent = self.find(&[])?.ok_or(Errno::STALE)?;
-        for n_parts in 1..=parts.len() {
-            let (path, name) = (&parts[..n_parts], parts[n_parts - 1]);
-            let joined = path.join(&b'/');
-            match self.resolve(&joined) {
-                Ok(folder) => parent = Rc::new(folder),
-                Err(Errno::NOENT | Errno::NOTDIR) => {
-                    parent = Rc::new(self.make_missing(&parent, name)?);
-                    self.made.push(joined);
-                }
+        let (n_existing, mut parent) = self.deepest(parts)?;
+        for n_parts in n_existing + 1..=parts.len() {
+            parent = Rc::new(self.make_missing(&parent, parts[n_parts - 1])?);
+            self.made.push((parts[..n_parts].join(&b'/'), rustix::fs::fstat(&*parent)?.st_ino));
+        }
+        Ok(())
+    }
+
+    /// Opens the deepest folder on the way that exists; returns how many parts lead to it. Found by halving: one part at a
+    /// time would look at a path of thousands of parts thousands of times.
+    fn deepest(&mut self, parts: &[&[u8]]) -> Result<(usize, Folder)> {
+        let mut found = (0, self.find(&[])?.ok_or(Errno::STALE)?);
+        let mut n_missing = parts.len();
+        while found.0 + 1 < n_missing {
+            let n_parts = usize::midpoint(found.0, n_missing);
+            match self.resolve(&parts[..n_parts].join(&b'/')) {
+                Ok(folder) => found = (n_parts, Rc::new(folder)),
+                Err(Errno::NOENT | Errno::NOTDIR) => n_missing = n_parts,
                 Err(errno) => return Err(unresolved(errno)),
             }
         }
-        Ok(())
+        Ok(found)
     }
 
     fn make_missing(&mut self, parent: &Folder, name: &[u8]) -> Result<OwnedFd> {

@@ -5,7 +5,7 @@ use super::header::{Refusal, unsigned};
 use super::pax::decimal;
 
 /// Sixteen bytes each in memory; real files stay far below.
-const N_SEGMENTS_MAX: usize = 1 << 18;
+pub const N_SEGMENTS_MAX: usize = 1 << 18;
 const OLD_HEADER_MAP: std::ops::Range<usize> = 386..482;
 const OLD_HEADER_CONTINUES: usize = 482;
 const OLD_HEADER_REAL_SIZE: std::ops::Range<usize> = 483..495;

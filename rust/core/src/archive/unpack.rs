@@ -32,6 +32,9 @@ const WHITEOUT: &[u8] = b".wh.";
 const RESERVED: &[u8] = b".wh..wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 const OVERLAY_XATTR: &[u8] = b"trusted.overlay.";
+/// Of all folders' paths, which are kept until the end. Real layers have some megabytes; an archive of a few kilobytes can
+/// name some thousand folders in each of its entries.
+const FOLDER_PATH_BYTES_MAX: usize = 128 << 20;
 
 /// Bounds on what an archive may become.
 #[derive(Debug, Clone, Copy)]
@@ -81,6 +84,7 @@ pub fn unpack<'a>(
         n_entries: 0,
         n_file_bytes: 0,
         folders: Vec::new(),
+        n_path_bytes: 0,
     };
     let summary = unpacker.run()?;
     unfinished.target = None;
@@ -128,6 +132,8 @@ struct Unpacker<'a> {
     n_entries: u64,
     n_file_bytes: u64,
     folders: Vec<Pending>,
+    /// Of all folders.
+    n_path_bytes: usize,
 }
 
 impl Unpacker<'_> {
@@ -161,9 +167,9 @@ impl Unpacker<'_> {
             return Err(refused("it lies in a folder whose name is reserved for whiteouts"));
         }
         let parent = self.root.find_or_make(folders)?;
-        for path in self.root.take_made() {
+        for (path, inode) in self.root.take_made() {
             // Without a time in the archive, the epoch: unpacking twice gives the same.
-            self.remember(path, (0, 0))?;
+            self.keep(Pending { path, inode, mtime: (0, 0) })?;
         }
         match name.strip_prefix(WHITEOUT) {
             Some(hidden) => self.white_out(entry, &parent, name, hidden),
@@ -301,8 +307,17 @@ impl Unpacker<'_> {
         let parts: Vec<&[u8]> = path.split(|&byte| byte == b'/').filter(|part| !part.is_empty()).collect();
         if let Some(folder) = self.root.find(&parts)? {
             let inode = rustix::fs::fstat(&*folder)?.st_ino;
-            self.folders.push(Pending { path, inode, mtime });
+            self.keep(Pending { path, inode, mtime })?;
         }
+        Ok(())
+    }
+
+    fn keep(&mut self, folder: Pending) -> Result<()> {
+        self.n_path_bytes += folder.path.len() + size_of::<Pending>();
+        if self.n_path_bytes > FOLDER_PATH_BYTES_MAX {
+            return Err(refused("the paths of all folders are longer than 128 MiB"));
+        }
+        self.folders.push(folder);
         Ok(())
     }
 }

@@ -8,7 +8,7 @@ use super::{borrowed, detached};
 use crate::archive::blob::{Extent, Progress};
 use crate::archive::unpack::Limits;
 use crate::archive::{file_digest, index, pack, unpack};
-use crate::error::Error;
+use crate::error::{Error, Result};
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(unpack_layer, module)?)?;
@@ -34,25 +34,23 @@ fn unpack_layer(
     progress: Option<Py<PyAny>>,
 ) -> PyResult<(String, String, u64, u64, u64)> {
     let limits = Limits { unpacked_bytes_max, n_entries_max, entry_bytes_max, path_bytes_max, ratio_max };
-    let (done, raised) = py.detach(|| {
-        let mut raised = None;
-        let report = progress.as_ref().map(|callback| reporter(callback, &mut raised));
-        let done = borrowed(fd).and_then(|source| unpack::unpack(source, Extent { offset, n_bytes }, &target, &limits, report));
-        (done, raised)
-    });
-    match (done, raised) {
-        (Err(Error::Stopped), Some(error)) => Err(error),
-        (done, _) => {
-            let done = done?;
-            Ok((done.blob_digest, done.diff_id, done.n_blob_bytes, done.n_unpacked_bytes, done.n_entries))
-        }
-    }
+    let extent = Extent { offset, n_bytes };
+    let done = reporting(py, progress.as_ref(), |report| unpack::unpack(borrowed(fd)?, extent, &target, &limits, report))?;
+    Ok((done.blob_digest, done.diff_id, done.n_blob_bytes, done.n_unpacked_bytes, done.n_entries))
 }
 
-/// Write a folder in overlayfs form as an OCI layer tar; returns (diff id, bytes, entries).
+/// Write a folder in overlayfs form as an OCI layer tar; returns (diff id, bytes, entries). See `isopod.world.disk.Disk.pack_layer`.
 #[pyfunction]
-fn pack_layer(py: Python<'_>, source: PathBuf, fd: i32) -> PyResult<(String, u64, u64)> {
-    let done = detached(py, || pack::pack(&source, borrowed(fd)?))?;
+fn pack_layer(
+    py: Python<'_>,
+    source: PathBuf,
+    fd: i32,
+    n_bytes_max: u64,
+    entry_bytes_max: u64,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<(String, u64, u64)> {
+    let limits = pack::Limits { n_bytes_max, entry_bytes_max };
+    let done = reporting(py, progress.as_ref(), |report| pack::pack(&source, borrowed(fd)?, limits, report))?;
     Ok((done.diff_id, done.n_bytes, done.n_entries))
 }
 
@@ -68,6 +66,23 @@ fn index_archive(py: Python<'_>, fd: i32) -> PyResult<Vec<(String, u64, u64, Str
 #[pyfunction]
 fn sha256_file(py: Python<'_>, fd: i32) -> PyResult<String> {
     detached(py, || file_digest(borrowed(fd)?))
+}
+
+/// Runs without the GIL what reports to a function of Python's. What that raises ends the work, and is raised.
+fn reporting<T: Send>(
+    py: Python<'_>,
+    callback: Option<&Py<PyAny>>,
+    work: impl FnOnce(Option<Progress<'_>>) -> Result<T> + Send,
+) -> PyResult<T> {
+    let (done, raised) = py.detach(|| {
+        let mut raised = None;
+        let done = work(callback.map(|callback| reporter(callback, &mut raised)));
+        (done, raised)
+    });
+    match (done, raised) {
+        (Err(Error::Stopped), Some(error)) => Err(error),
+        (done, _) => Ok(done?),
+    }
 }
 
 /// Makes the core's progress function of Python's. What it raises is kept for the caller, and ends the work.

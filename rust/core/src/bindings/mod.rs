@@ -38,7 +38,7 @@ impl From<Error> for PyErr {
         match error {
             Error::Os { errno, subject } => os_error(errno.raw_os_error(), subject),
             Error::Archive { entry, why } => ArchiveError::new_err((String::from_utf8_lossy(&entry).into_owned(), why)),
-            // `unpack_layer` raises what the callback raised in its place.
+            // Functions that take a callback raise what that raised in its place.
             Error::Stopped => pyo3::exceptions::PyRuntimeError::new_err("stopped by the caller"),
         }
     }
