@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from isopod.world.disk import UnpackLimits
 from isopod.world.world import World
 
 
@@ -96,6 +97,9 @@ async def test_folders_are_made_with_their_parents(world: World, folder: str) ->
     found = await world.disk.stat(f"{folder}/a")
     assert found is not None
     assert found.mode == 0o711
+    await world.disk.make_directory(f"{folder}/open/wide", mode=0o777)
+    modes = [await world.disk.stat(f"{folder}/{path}") for path in ("open", "open/wide")]
+    assert [each.mode for each in modes if each is not None] == [0o755, 0o777]
     await world.disk.write(f"{folder}/file", b"")
     with pytest.raises(FileExistsError):
         await world.disk.make_directory(f"{folder}/file")
@@ -239,3 +243,23 @@ async def expect(names: AsyncIterator[str], wanted: str) -> None:
     async with asyncio.timeout(10):
         while await anext(names) != wanted:
             pass
+
+
+@pytest.mark.parametrize(
+    "limits, name",
+    [
+        (UnpackLimits(entry_bytes_max=(1 << 16) - 1), "large"),
+        (UnpackLimits(unpacked_bytes_max=1 << 16), "large"),
+        (UnpackLimits(unpacked_bytes_max=100), ""),
+    ],
+)
+async def test_a_layer_over_a_limit_is_not_packed(world: World, folder: str, limits: UnpackLimits, name: str) -> None:
+    await world.disk.make_directory(f"{folder}/d")
+    await world.disk.write(f"{folder}/d/large", b"x" * (1 << 16))
+    with pytest.raises(OSError) as caught:
+        await world.disk.pack_layer(f"{folder}/d", f"{folder}/tar", limits=limits)
+    assert caught.value.errno == errno.EFBIG
+    assert str(caught.value.filename).endswith(name)
+    assert await world.disk.list(folder) == ["d"]
+    packed = await world.disk.pack_layer(f"{folder}/d", f"{folder}/tar", limits=UnpackLimits(entry_bytes_max=1 << 16))
+    assert packed.n_bytes > 1 << 16

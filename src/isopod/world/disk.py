@@ -21,6 +21,8 @@ class FileStat(NamedTuple):
     inode: int
     is_directory: bool
     is_symlink: bool
+    uid: int = 0
+    """The owner."""
 
 
 class UnpackLimits(NamedTuple):
@@ -117,7 +119,8 @@ class Disk(Protocol):
         """Return facts about a path without following a last symlink; None if there is nothing."""
 
     async def make_directory(self, path: str, *, mode: int = 0o700) -> None:
-        """Create a folder and its parents; one that exists is left as it is."""
+        """Create a folder with exactly `mode`, whatever the umask, and its missing parents with `mode` less what lets others write; one
+        that exists is left as it is."""
 
     async def rename(self, source: str, target: str) -> None:
         """Move within one file system, replacing a file at `target`."""
@@ -142,7 +145,7 @@ class Disk(Protocol):
 
     async def lock(self, path: str, contents: bytes) -> OpenFile | None:
         """Take an exclusive advisory lock on a file (created if missing) and write `contents` into it; None if another process holds it.
-        Closing the returned file, or dying, releases it."""
+        Closing the returned file, or dying, releases it. A symlink at `path` is not followed: ELOOP."""
 
     async def unpack_layer(
         self,
@@ -163,8 +166,26 @@ class Disk(Protocol):
             OSError: The disk failed.
         """
 
-    async def pack_layer(self, source: str, target: str) -> Packed:
-        """Write the folder `source` (overlayfs form) as an OCI layer tar to the new file `target`."""
+    async def pack_layer(
+        self,
+        source: str,
+        target: str,
+        *,
+        limits: UnpackLimits = UnpackLimits(),  # noqa: B008 - an immutable tuple
+    ) -> Packed:
+        """Write the folder `source` (overlayfs form) as an OCI layer tar to the new file `target`, holes of files left out. On any failure
+        `target` is removed.
+
+        Args:
+            source: The folder. It must not change meanwhile.
+            target: The file.
+            limits: What a later `unpack_layer` will have: a file over `entry_bytes_max`, holes included, and what brings the archive or
+                the sum of all files, holes included, over `unpacked_bytes_max` is refused. The others are not looked at.
+
+        Raises:
+            BadArchive: An entry has no form in an archive.
+            OSError: EFBIG: over a limit, the file in the source named. Else the disk failed.
+        """
 
     async def index_archive(self, source: str) -> Sequence[ArchiveMember]:
         """List the members of an outer tar without unpacking it. Raises BadArchive."""

@@ -13,9 +13,11 @@ Digest = NewType("Digest", str)
 ImageName = NewType("ImageName", str)
 NetworkName = NewType("NetworkName", str)
 
+ID_CHARS: Final = 64
 SHORT_ID_CHARS: Final = 12
 NAME_CHARS_MAX: Final = 63
 _ALNUM: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
+_HEX: Final = frozenset("0123456789abcdef")
 _NAME: Final = _ALNUM | frozenset("_.-")
 
 
@@ -36,6 +38,11 @@ def check_name(kind: str, name: str) -> str:
             f"want 1-{NAME_CHARS_MAX} letters, digits, '_', '.' or '-', beginning with a letter or digit",
         )
     return name
+
+
+def is_container_id(text: str) -> bool:
+    """Return whether a text found somewhere (a file's name, an argument) may be used as a container's id in paths."""
+    return len(text) == ID_CHARS and all(c in _HEX for c in text)
 
 
 def short(identifier: str) -> str:

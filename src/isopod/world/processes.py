@@ -50,6 +50,10 @@ class Process(Protocol):
     async def wait(self) -> int:
         """Return its exit status (negative for a signal); cancelling the wait leaves the child alone."""
 
+    async def end(self) -> None:
+        """Kill the child's whole session, and return when the child is reaped; one that has ended is fine. Our pipes stay open. Programs
+        of the session that made process groups of their own are not reached."""
+
 
 class Processes(Protocol):
     """Start, find and end programs. Failures are OSErrors (ENOENT for a missing program)."""
@@ -80,7 +84,12 @@ class Processes(Protocol):
         """Return the absolute path of a program on PATH (and the sbin folders), or None."""
 
     def find(self, program: str) -> Sequence[tuple[ProcessIdentity, Sequence[str]]]:
-        """Return the live processes whose argv[0] is `program`, with their arguments, ordered by pid."""
+        """Return the live processes that run the file `program`, with their arguments, ordered by pid.
+
+        Only those of our own user and pid namespace: what stands in argv[0] can be claimed by anybody. Meant is the file, by whatever
+        path it was started: ENOENT if there is none now, and who runs one that was replaced since is not found. A child that the
+        program forked is found like its parent.
+        """
 
     def identify(self, pid: int) -> ProcessIdentity | None:
         """Return the identity of a live (not zombie) process, or None."""
@@ -90,6 +99,9 @@ class Processes(Protocol):
 
     def signal(self, identity: ProcessIdentity, signum: int) -> bool:
         """Send a signal to that very process; False if it is gone."""
+
+    def signal_group(self, identity: ProcessIdentity, signum: int) -> bool:
+        """Send a signal to the group that this very process leads, or to it alone if it leads none; False if it is gone."""
 
     def own_pid(self) -> int:
         """Return the node's own pid."""

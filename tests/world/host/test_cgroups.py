@@ -123,7 +123,8 @@ def enter(pid: int, cgroup: str) -> None:
     for hierarchy in [found.unified or ""] if found.mode == "v2" else [mount for _, mount in found.v1]:
         folder = hierarchy
         for name in cgroup.strip("/").split("/"):
-            inherit_cpuset(folder, f"{folder}/{name}")
+            if found.mode != "v2":
+                inherit_cpuset(folder, f"{folder}/{name}")
             folder = f"{folder}/{name}"
         with open(f"{folder}/cgroup.procs", "w", encoding="ascii") as file:
             file.write(str(pid))

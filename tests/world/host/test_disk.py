@@ -240,3 +240,33 @@ def write_tar(path: str, entries: dict[str, bytes]) -> None:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
+
+
+async def test_a_lock_is_not_taken_through_a_link(host_world: World, folder: str) -> None:
+    os.symlink(f"{folder}/precious", f"{folder}/lock")
+    with open(f"{folder}/precious", "wb") as file:
+        file.write(b"kept")
+    with pytest.raises(OSError) as caught:
+        await host_world.disk.lock(f"{folder}/lock", b"pid")
+    assert caught.value.errno == errno.ELOOP
+    assert await host_world.disk.read(f"{folder}/precious") == b"kept"
+
+
+async def test_a_folder_has_the_mode_asked_for_whatever_the_umask(host_world: World, folder: str) -> None:
+    before = os.umask(0o077)
+    try:
+        await host_world.disk.make_directory(f"{folder}/a/b", mode=0o755)
+        await host_world.disk.make_directory(f"{folder}/c", mode=0o3777)
+    finally:
+        os.umask(before)
+    found = [await host_world.disk.stat(f"{folder}/{path}") for path in ("a", "a/b", "c")]
+    assert [each.mode for each in found if each is not None] == [0o755, 0o755, 0o3777]
+
+
+@pytest.mark.host
+async def test_stat_tells_the_owner(host_world: World, folder: str) -> None:
+    await host_world.disk.write(f"{folder}/a", b"")
+    os.chown(f"{folder}/a", 4711, 4712)
+    os.symlink("a", f"{folder}/link")
+    found = [await host_world.disk.stat(f"{folder}/{name}") for name in ("a", "link")]
+    assert [each.uid for each in found if each is not None] == [4711, os.geteuid()]

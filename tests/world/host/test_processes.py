@@ -1,9 +1,14 @@
 """The host's processes, with real programs, on both loops."""
 
 import asyncio
+import contextlib
 import os
+import resource
+import shutil
 import signal
+import subprocess
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -60,7 +65,9 @@ async def test_run_is_bounded_in_time_and_kills_the_whole_session(host_world: Wo
     with pytest.raises(DeadlineExceeded, match="sh took longer than"):
         await host_world.processes.run([SH, "-c", "sleep 987 & sleep 987"], timeout_s=0.2)
     assert n_descriptors() == before
-    assert host_world.processes.find("sleep") == [] or all("987" not in argv for _, argv in host_world.processes.find("sleep"))
+    async with asyncio.timeout(10):  # who is killed but not our child may take a moment to be gone
+        while any("987" in argv for _, argv in host_world.processes.find("/bin/sleep")):
+            await asyncio.sleep(0.001)
 
 
 async def test_a_cancelled_run_is_killed_and_reaped(host_world: World, folder: str) -> None:
@@ -212,3 +219,110 @@ async def test_fifty_at_once(host_world: World) -> None:
 def test_a_command_s_name_may_hold_anything() -> None:
     fields = " ".join(str(number) for number in range(4, 53))
     assert parse_stat(f"42 (a) S (b) Z {fields}\n") == ("Z", 22)
+
+
+@pytest.mark.host
+async def test_find_believes_the_file_that_runs_and_no_argument(host_world: World) -> None:
+    sleep = os.path.realpath("/bin/sleep")
+    processes = host_world.processes
+    liar = subprocess.Popen(["bash", "-c", f"exec -a {sleep} cat"], stdin=subprocess.PIPE)
+    other = subprocess.Popen([sleep, "301"], user=65534)
+    inside = subprocess.Popen(["unshare", "--pid", "--fork", "--kill-child", sleep, "300"])
+    honest = await processes.spawn([sleep, "300"], env={})
+    try:
+        async with asyncio.timeout(20):
+            while (honest.identity, [sleep, "300"]) not in processes.find(sleep) or arguments_of(liar.pid) != [sleep]:
+                await asyncio.sleep(0.01)
+            while [arguments_of(pid) for pid in children_of(inside.pid)] != [[sleep, "300"]] or arguments_of(other.pid) != [sleep, "301"]:
+                await asyncio.sleep(0.01)
+        found = [identity.pid for identity, _ in processes.find(sleep)]
+        assert honest.identity.pid in found
+        assert not {liar.pid, other.pid, *children_of(inside.pid)} & set(found)
+    finally:
+        await honest.end()
+        for stranger in (inside, liar, other):
+            stranger.kill()
+            stranger.communicate()
+
+
+async def test_find_means_the_file_by_whatever_path_it_was_started(host_world: World, folder: str) -> None:
+    shutil.copy("/bin/sleep", f"{folder}/program")
+    os.link(f"{folder}/program", f"{folder}/hard")
+    os.symlink("program", f"{folder}/soft")
+    children = [await host_world.processes.spawn([f"{folder}/{name}", "300"], env={}) for name in ("program", "hard", "soft")]
+    assert [identity for identity, _ in host_world.processes.find(f"{folder}/soft")] == sorted(child.identity for child in children)
+    for child in children:
+        await child.end()
+    assert host_world.processes.find(f"{folder}/program") == []
+    with pytest.raises(FileNotFoundError):
+        host_world.processes.find(f"{folder}/missing")
+
+
+async def test_end_kills_the_whole_session(host_world: World) -> None:
+    child = await host_world.processes.spawn(["/bin/bash", "-c", "sleep 300 & echo $! >&$OUT; wait"], env={}, pipes={"OUT": "read"})
+    grandchild = host_world.processes.identify(int((await child.pipes["OUT"].read()).split()[0]))
+    assert grandchild is not None
+    await child.end()
+    await child.end()
+    await host_world.processes.wait_gone(grandchild)
+    assert await child.wait() == -9
+    child.pipes["OUT"].close()
+
+
+async def test_a_groups_leader_is_checked_before_the_group_is_signalled(host_world: World) -> None:
+    child = await host_world.processes.spawn(["/bin/sleep", "300"], env={})
+    identity = child.identity
+    assert not host_world.processes.signal_group(identity._replace(started_ticks=identity.started_ticks + 1), 9)
+    assert host_world.processes.identify(identity.pid) == identity
+    assert host_world.processes.signal_group(identity, 9)
+    assert await child.wait() == -9
+    assert not host_world.processes.signal_group(identity, 9)
+
+
+@pytest.mark.parametrize("n_free", range(10))
+async def test_a_start_without_descriptors_leaves_none_open(host_world: World, n_free: int) -> None:
+    before = n_descriptors()
+    for start in (start_with_pipes, run_true):
+        with few_descriptors(n_free), contextlib.suppress(OSError):
+            await start(host_world)
+        assert n_descriptors() == before
+
+
+async def start_with_pipes(world: World) -> None:
+    child = await world.processes.spawn(["/bin/true"], env={}, pipes={"A": "read", "B": "write", "C": "read"})
+    for pipe in child.pipes.values():
+        pipe.close()
+    await child.wait()
+
+
+async def run_true(world: World) -> None:
+    await world.processes.run(["/bin/true"])
+
+
+@contextlib.contextmanager
+def few_descriptors(n_free: int) -> Iterator[None]:
+    """Let the process open so many descriptors more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(int(name) for name in os.listdir("/proc/self/fd")) + 16, hard))
+    fillers: list[int] = []
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                fillers.append(os.open("/dev/null", os.O_RDONLY))
+        for _ in range(n_free):
+            os.close(fillers.pop())
+        yield
+    finally:
+        for fd in fillers:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def arguments_of(pid: int) -> list[str]:
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+        return [os.fsdecode(word) for word in file.read().split(b"\0")[:-1]]
+
+
+def children_of(pid: int) -> list[int]:
+    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+        return [int(word) for word in file.read().split()]

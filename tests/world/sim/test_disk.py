@@ -35,6 +35,23 @@ async def test_a_crash_undoes_a_rename_and_a_removal_that_were_not_synced(sim_wo
     assert await disk.list("/home") == ["a", "b"]
 
 
+async def test_a_lock_is_not_taken_through_a_link(sim_world: SimWorld) -> None:
+    disk = sim_world.world.disk
+    await disk.write("/home/precious", b"kept")
+    sim_world.machine.view.symlink("precious", "/home/lock")
+    with pytest.raises(OSError) as refused:
+        await disk.lock("/home/lock", b"1")
+    assert refused.value.errno == errno.ELOOP
+    assert await disk.read("/home/precious") == b"kept"
+
+
+async def test_stat_tells_the_owner(sim_world: SimWorld) -> None:
+    sim_world.machine.view.write("/home/f", b"").uid = 4711
+    found = await sim_world.world.disk.stat("/home/f")
+    assert found is not None
+    assert found.uid == 4711
+
+
 async def test_a_crash_of_an_atomic_write_leaves_the_old_one(sim_world: SimWorld) -> None:
     disk = sim_world.world.disk
     await disk.write_atomic("/home/f", b"old")

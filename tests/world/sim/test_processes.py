@@ -7,10 +7,11 @@ import signal
 import pytest
 
 from isopod.world.errors import DeadlineExceeded
+from isopod.world.processes import ProcessIdentity
 from isopod.world.sim import SimWorld
 from isopod.world.sim.machine import Machine
 from isopod.world.sim.programs.stdio import read_in, write_error, write_out
-from isopod.world.sim.table import SimProcess
+from isopod.world.sim.table import PidNamespace, SimProcess
 
 
 async def upper(_: Machine, process: SimProcess) -> int:
@@ -117,3 +118,63 @@ async def test_cancelling_a_wait_leaves_the_child_alone(sim_world: SimWorld) -> 
     assert sim_world.world.processes.identify(child.identity.pid) is not None
     sim_world.world.processes.signal(child.identity, signal.SIGINT)
     assert await child.wait() == -signal.SIGINT
+
+
+async def test_find_means_the_file_and_no_argument(sim_world: SimWorld) -> None:
+    install(sim_world)
+    processes = sim_world.world.processes
+    sim_world.machine.view.symlink("patient", "/usr/bin/other")
+    sim_world.processes.registry["/usr/bin/other"] = patient
+    named = [await processes.spawn([path], env={}) for path in ("/usr/bin/patient", "/usr/bin/other")]
+    liar, inside, foreign = [await processes.spawn(["/usr/bin/patient"], env={}) for _ in range(3)]
+    table = sim_world.processes.table
+    live = {process.pid: process for process in table.live()}
+    live[liar.identity.pid].program = None
+    PidNamespace().join(live[inside.identity.pid])
+    live[foreign.identity.pid].uid = 1000
+    assert [identity for identity, _ in processes.find("/usr/bin/patient")] == [child.identity for child in named]
+    with pytest.raises(FileNotFoundError):
+        processes.find("/usr/bin/missing")
+    for child in (*named, liar, inside, foreign):
+        await child.end()
+
+
+async def test_an_end_takes_the_whole_session_and_no_other(sim_world: SimWorld) -> None:
+    install(sim_world)
+    processes, table = sim_world.world.processes, sim_world.processes.table
+    for signalled in (False, True):
+        child, other = [await processes.spawn(["/usr/bin/patient"], env={}) for _ in range(2)]
+        leader = table.get(child.identity.pid)
+        assert leader is not None
+        helper = table.fork(leader, ["helper"])
+        wrong = child.identity._replace(started_ticks=child.identity.started_ticks - 1)
+        assert not processes.signal_group(wrong, signal.SIGKILL)
+        assert table.get(helper.pid) is helper
+        if signalled:
+            assert processes.signal_group(child.identity, signal.SIGKILL)
+            assert not processes.signal_group(child.identity, signal.SIGKILL)
+        await child.end()
+        assert await child.wait() == -signal.SIGKILL
+        assert table.get(helper.pid) is None
+        await child.end()
+        assert processes.signal_group(other.identity, signal.SIGKILL)
+
+
+async def test_a_dead_node_ends_nobody(sim_world: SimWorld) -> None:
+    install(sim_world)
+    spawned: list[ProcessIdentity] = []
+
+    async def node() -> None:
+        child = await sim_world.world.processes.spawn(["/usr/bin/patient"], env={})
+        spawned.append(child.identity)
+        try:
+            await asyncio.sleep(100)
+        finally:
+            await child.end()
+
+    handle = sim_world.spawn_node(node())
+    await asyncio.sleep(1)
+    handle.kill()
+    await asyncio.sleep(1)
+    assert sim_world.world.processes.identify(spawned[0].pid) == spawned[0]
+    assert sim_world.world.processes.signal(spawned[0], signal.SIGKILL)

@@ -31,6 +31,8 @@ STDOUT: Final = 1
 STDERR: Final = 2
 PIPE_BYTES_SAFE: Final = 4096
 """PIPE_BUF: so much a pipe takes without blocking once poll(2) calls it writable."""
+_SUN_PATH_BYTES_MAX: Final = 107
+"""So much of a path an address holds (unix(7)); longer ones are reached through their folder, as the node binds them."""
 _FILE_BYTES_MAX: Final = 1 << 20
 _READ_STEP_BYTES: Final = 1 << 16
 
@@ -64,7 +66,10 @@ def environment(name: str) -> str | None:
 def absolute(path: str) -> str:
     """Return `path` against the working folder, without ".", ".." and doubled slashes. Links are not followed."""
     parts: list[str] = []
-    whole = path if path.startswith("/") else posix.getcwd() + "/" + path
+    try:
+        whole = path if path.startswith("/") else posix.getcwd() + "/" + path
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "the working folder of this shell") from None
     for part in whole.split("/"):
         if part == "..":
             del parts[-1:]
@@ -117,6 +122,13 @@ def is_regular(fd: int) -> bool:
 
 def close(fd: int) -> None:
     """Close a descriptor."""
+    posix.close(fd)
+
+
+def hold_standard_descriptors() -> None:
+    """Open /dev/null wherever standard input, output or error is closed: else the next socket or file would be taken for it."""
+    while (fd := posix.open("/dev/null", posix.O_RDWR)) <= STDERR:  # the lowest free number
+        pass
     posix.close(fd)
 
 
@@ -201,7 +213,7 @@ class Connection:
         limit = whole.to_bytes(8, "little") + int((timeout_s - whole) * 1e6).to_bytes(8, "little")
         try:
             self._socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, limit)
-            self._socket.connect(path)
+            self._connect(path)
         except BlockingIOError:
             self._socket.close()
             raise OSError(errno.ETIMEDOUT, "it accepts no connections") from None
@@ -209,6 +221,16 @@ class Connection:
             self._socket.close()
             raise
         self._socket.setblocking(False)
+
+    def _connect(self, path: str) -> None:
+        folder, _, name = path.rpartition("/")
+        if len(path.encode("utf-8", "surrogateescape")) <= _SUN_PATH_BYTES_MAX or not folder:
+            return self._socket.connect(path)
+        folder_fd = posix.open(folder, posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
+        try:
+            self._socket.connect(f"/proc/self/fd/{folder_fd}/{name}")
+        finally:
+            posix.close(folder_fd)
 
     def receive(self, n_bytes_max: int) -> bytes | None:
         """Return what has arrived: b"" if the peer closed, None if nothing is there yet."""
@@ -360,7 +382,9 @@ class Child:
             (posix.POSIX_SPAWN_DUP2, theirs, STDOUT),
         ]
         try:
-            self._pid = posix.posix_spawnp(command[0], list(command), posix.environ, file_actions=actions)
+            # The interpreter ignores SIGPIPE; inherited, that makes a helper whose output is refused complain instead of end.
+            default = [_signal.SIGPIPE]
+            self._pid = posix.posix_spawnp(command[0], list(command), posix.environ, file_actions=actions, setsigdef=default)
         except OSError:
             posix.close(ours)
             raise

@@ -19,6 +19,11 @@ def environment() -> Mapping[str, str]:
     return os.environ
 
 
+def set_umask() -> None:
+    """Let files have the modes that are asked for, whatever the caller's shell withholds."""
+    os.umask(0o022)
+
+
 def is_root() -> bool:
     """Return whether the process may do everything."""
     return os.geteuid() == 0

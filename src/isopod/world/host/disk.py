@@ -76,6 +76,7 @@ class HostDisk:
             inode=found.st_ino,
             is_directory=stat_bits.S_ISDIR(found.st_mode),
             is_symlink=stat_bits.S_ISLNK(found.st_mode),
+            uid=found.st_uid,
         )
 
     async def make_directory(self, path: str, *, mode: int = 0o700) -> None:
@@ -113,7 +114,7 @@ class HostDisk:
 
     async def lock(self, path: str, contents: bytes) -> OpenFile | None:
         """See `Disk.lock`. The lock is flock(2)'s: it belongs to the open file, so a second one in this process is refused as well."""
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(fd, 0)
@@ -150,9 +151,15 @@ class HostDisk:
 
         return await self._workers.bulk_abortable(work)
 
-    async def pack_layer(self, source: str, target: str) -> Packed:
-        """See `Disk.pack_layer`."""
-        return await self._workers.bulk(_pack_layer, source, target)
+    async def pack_layer(
+        self,
+        source: str,
+        target: str,
+        *,
+        limits: UnpackLimits = UnpackLimits(),  # noqa: B008 - an immutable tuple
+    ) -> Packed:
+        """See `Disk.pack_layer`. A cancelled call stops at its next report of progress."""
+        return await self._workers.bulk_abortable(lambda check: _pack_layer(source, target, limits, check))
 
     async def index_archive(self, source: str) -> Sequence[ArchiveMember]:
         """See `Disk.index_archive`."""
@@ -255,10 +262,14 @@ def _remove_tree(path: str) -> None:
         return
 
 
-def _pack_layer(source: str, target: str) -> Packed:
+def _pack_layer(source: str, target: str, limits: UnpackLimits, check: Callable[[], None]) -> Packed:
     fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        return Packed(*_core.pack_layer(source, fd))
+        return Packed(*_core.pack_layer(source, fd, limits.unpacked_bytes_max, limits.entry_bytes_max, lambda _: check()))
+    except _core.ArchiveError as error:
+        os.unlink(target)
+        entry, why = error.args
+        raise BadArchive(entry, why) from error
     except BaseException:
         os.unlink(target)
         raise

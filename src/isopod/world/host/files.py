@@ -15,6 +15,8 @@ from isopod.world.host import libc
 
 TEMPORARY_PREFIX: Final = ".isopod-tmp-"
 """A crash between link and rename can leave one file of such a name; `list_names` does not show it."""
+PARENT_MODE: Final = 0o755
+"""What a folder's mode may at most give to the parents that are made for it."""
 _COPY_BYTES: Final = 1 << 20
 
 
@@ -88,15 +90,17 @@ def list_names(path: str) -> list[str]:
 
 
 def make_directory(path: str, mode: int) -> None:
-    """Create a folder and its missing parents, all with `mode`; a folder that exists is left as it is."""
+    """Create a folder with `mode` and its missing parents with `mode & PARENT_MODE`; a folder that exists is left as it is."""
     try:
         os.mkdir(path, mode)
     except FileNotFoundError:
-        make_directory(os.path.dirname(path), mode)
+        make_directory(os.path.dirname(path), mode & PARENT_MODE)
         make_directory(path, mode)
     except FileExistsError:
         if not os.path.isdir(path):
             raise
+    else:
+        _set_folder_mode(path, mode)
 
 
 def remove(path: str) -> None:
@@ -114,6 +118,15 @@ def sync_directory(path: str) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _set_folder_mode(path: str, mode: int) -> None:
+    """Undo what the umask took from a new folder, through a descriptor: a link put in its place meanwhile is refused."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fchmod(fd, mode)
     finally:
         os.close(fd)
 

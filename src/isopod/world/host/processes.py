@@ -37,7 +37,7 @@ class HostProcesses:
         """See `Processes.run`. The program leads a session of its own, all of which is killed on time-out or cancellation. Output of
         helpers that outlive it is not waited for. More than 16 MiB of output raises EFBIG."""
         program = self._resolve(argv[0])
-        ends = [_Ends() for _ in range(3)]
+        ends = _open_ends(3)
         try:
             child = _start([program, *argv[1:]], env, cwd=None, stdio=(ends[0].theirs_read, ends[1].theirs_write, ends[2].theirs_write))
         except BaseException:
@@ -64,7 +64,7 @@ class HostProcesses:
         pipes: Mapping[str, PipeDirection] | None = None,
     ) -> Process:
         """See `Processes.spawn`."""
-        ends = {name: _Ends() for name in (pipes or {})}
+        ends = dict(zip(pipes or {}, _open_ends(len(pipes or {})), strict=True))
         theirs = {name: end.theirs_write if (pipes or {})[name] == "read" else end.theirs_read for name, end in ends.items()}
         environment = {**env, **{name: str(fd) for name, fd in theirs.items()}}
         try:
@@ -84,8 +84,9 @@ class HostProcesses:
     def find(self, program: str) -> Sequence[tuple[ProcessIdentity, Sequence[str]]]:
         """See `Processes.find`."""
         pids = sorted(int(name) for name in os.listdir("/proc") if name.isdecimal())
-        rows = [(_identify(pid), _arguments(pid)) for pid in pids]
-        return [(identity, argv) for identity, argv in rows if identity is not None and argv[:1] == [program]]
+        wanted = os.stat(program)
+        rows = [(_identify(pid), _arguments(pid)) for pid in pids if _runs(pid, wanted)]
+        return [(identity, argv) for identity, argv in rows if identity is not None]
 
     def identify(self, pid: int) -> ProcessIdentity | None:
         """See `Processes.identify`."""
@@ -114,6 +115,16 @@ class HostProcesses:
             return False
         finally:
             os.close(fd)
+        return True
+
+    def signal_group(self, identity: ProcessIdentity, signum: int) -> bool:
+        """See `Processes.signal_group`. The group keeps its number as long as anybody is in it, the leader while it is not reaped."""
+        if _identify(identity.pid) != identity:
+            return False
+        try:
+            os.killpg(identity.pid, signum)
+        except ProcessLookupError:
+            return self.signal(identity, signum)  # it leads no group of its own
         return True
 
     def own_pid(self) -> int:
@@ -187,8 +198,8 @@ class HostProcess:
 
     def __init__(self, pid: int) -> None:
         self._loop = asyncio.get_running_loop()
+        self._identity = _read_identity(pid)  # before the pidfd, which nobody would close if this failed
         self._pidfd = os.pidfd_open(pid)
-        self._identity = _read_identity(pid)
         self._ended: asyncio.Future[int] = self._loop.create_future()
         self._pipes: dict[str, Pipe] = {}
         self._loop.add_reader(self._pidfd, self._reap)
@@ -217,7 +228,7 @@ class HostProcess:
         self._ended.add_done_callback(lambda _: callback())
 
     async def end(self) -> None:
-        """Kill the child's session, if it still runs, and return when the child is reaped."""
+        """See `Process.end`."""
         if self._ended.done():
             return
         with contextlib.suppress(ProcessLookupError):  # it may have ended by itself, its loop callback on the way
@@ -252,6 +263,19 @@ class _Ends:
     def close(self) -> None:
         os.close(self.theirs_read)
         os.close(self.theirs_write)
+
+
+def _open_ends(count: int) -> list[_Ends]:
+    """Open so many pipes, or none."""
+    ends: list[_Ends] = []
+    try:
+        for _ in range(count):
+            ends.append(_Ends())
+    except OSError:
+        for end in ends:
+            end.close()
+        raise
+    return ends
 
 
 def parse_stat(text: str) -> tuple[str, int]:
@@ -321,6 +345,18 @@ async def _drain(pipe: HostPipe, child: HostProcess, budget: list[int]) -> bytes
         budget[0] -= len(data)
         if budget[0] < 0:
             raise OSError(errno.EFBIG, f"more than {OUTPUT_BYTES_MAX} bytes of output")
+
+
+def _runs(pid: int, program: os.stat_result) -> bool:
+    """Return whether a process of our user and pid namespace runs that very file; what cannot be looked at does not.
+
+    The file comes last: a stranger's may lie on a file system that he serves himself, and would let us wait.
+    """
+    try:
+        is_ours = os.path.samefile(f"/proc/{pid}/ns/pid", "/proc/self/ns/pid") and os.stat(f"/proc/{pid}").st_uid == os.geteuid()
+        return is_ours and os.path.samestat(os.stat(f"/proc/{pid}/exe"), program)
+    except OSError:
+        return False
 
 
 def _identify(pid: int) -> ProcessIdentity | None:

@@ -198,6 +198,9 @@ class SimDisk:
     async def lock(self, path: str, contents: bytes) -> "SimFile | None":
         """Take an exclusive lock on a file and write `contents` into it; None if it is taken."""
         await self._call()
+        found = self.view.find(path, follow=False)
+        if found is not None and found.inode.kind == "symlink":
+            fail(errno.ELOOP, path)
         inode = self.view.open_file(path, create_mode=0o600)
         if inode.number in self._locks:
             return None
@@ -244,10 +247,16 @@ class SimDisk:
             progress(len(blob))
         return unpacked
 
-    async def pack_layer(self, source: str, target: str) -> Packed:
+    async def pack_layer(
+        self,
+        source: str,
+        target: str,
+        *,
+        limits: UnpackLimits = UnpackLimits(),  # noqa: B008 - an immutable tuple
+    ) -> Packed:
         """Write the folder `source` (overlayfs form) as an OCI layer tar to the new file `target`."""
         await self._call()
-        packed, data = layers.pack(self.view.folder(source).inode)
+        packed, data = layers.pack(self.view.folder(source).inode, source, limits)
         await self.pause(len(data))
         if self.view.find(target, follow=False) is not None:
             fail(errno.EEXIST, target)
@@ -384,6 +393,7 @@ def _facts(inode: Inode) -> FileStat:
         inode=inode.number,
         is_directory=inode.kind == "directory",
         is_symlink=inode.kind == "symlink",
+        uid=inode.uid,
     )
 
 

@@ -56,20 +56,33 @@ def unpack(blob: bytes, folder: Inode, limits: UnpackLimits) -> Unpacked:
     return Unpacked(_sha256(blob), _sha256(tar), len(blob), n_unpacked, n_entries)
 
 
-def pack(folder: Inode) -> tuple[Packed, bytes]:
-    """Write a folder in overlayfs form as a layer tar; names sorted, so equal trees give equal bytes."""
+def pack(folder: Inode, path: str, limits: UnpackLimits) -> tuple[Packed, bytes]:
+    """Write a folder in overlayfs form as a layer tar; names sorted, so equal trees give equal bytes.
+
+    Args:
+        folder: What to write.
+        path: Its name, for errors.
+        limits: Bounds on the archive and on one file.
+
+    Raises:
+        OSError: EFBIG: over a limit.
+    """
     buffer = io.BytesIO()
     n_entries = 0
     names: dict[int, str] = {}
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        for path, inode in _walk(folder, ""):
-            entry = _entry_of(path, inode, names)
+        for name, inode in _walk(folder, ""):
+            entry = _entry_of(name, inode, names)
+            if entry.size > limits.entry_bytes_max or archive.offset + tarfile.BLOCKSIZE + entry.size > limits.unpacked_bytes_max:
+                raise _too_large(name)
             archive.addfile(entry, io.BytesIO(bytes(inode.data)) if entry.isreg() else None)
             n_entries += 1
             if inode.is_opaque:
-                archive.addfile(tarfile.TarInfo(f"{path}/{_OPAQUE_NAME}"))
+                archive.addfile(tarfile.TarInfo(f"{name}/{_OPAQUE_NAME}"))
                 n_entries += 1
     data = buffer.getvalue()
+    if len(data) > limits.unpacked_bytes_max:
+        raise _too_large(path)
     return Packed(_sha256(data), len(data), n_entries), data
 
 
@@ -82,6 +95,10 @@ def index(tar: bytes) -> Sequence[ArchiveMember]:
         elif entry.islnk() or entry.issym():
             members.append(ArchiveMember(entry.name, entry.offset_data, 0, entry.linkname))
     return members
+
+
+def _too_large(path: str) -> OSError:
+    return OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
 
 
 def _sha256(data: bytes) -> str:

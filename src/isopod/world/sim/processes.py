@@ -30,17 +30,22 @@ _PATH: Final = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/
 OUTPUT_BYTES_MAX: Final = 16 << 20
 _SPAWN_S: Final = (300e-6, 2e-3)
 _EXECUTABLE: Final = 0o111
+_NODE_UID: Final = 0
 
 
 class SimChild:
     """A process that the node spawned, as the port shows it.
 
     Args:
+        loop: To find who asks.
+        table: All processes.
         process: The process.
         pipes: The node's ends of its pipes.
     """
 
-    def __init__(self, process: SimProcess, pipes: Mapping[str, Pipe]) -> None:
+    def __init__(self, loop: SimLoop, table: ProcessTable, process: SimProcess, pipes: Mapping[str, Pipe]) -> None:
+        self._loop = loop
+        self._table = table
         self._process = process
         self._pipes = dict(pipes)
 
@@ -57,6 +62,13 @@ class SimChild:
     async def wait(self) -> int:
         """Return its exit status (negative for a signal)."""
         return await self._process.wait()
+
+    async def end(self) -> None:
+        """Kill the child's whole session and wait for the child."""
+        self._loop.owner().check()
+        if self._process.is_alive:
+            self._table.signal_session(self._process.pid, SIGKILL)
+        await self._process.wait()
 
 
 class SimProcesses:
@@ -103,7 +115,7 @@ class SimProcesses:
         except OSError:
             self.table.end(process, 127)
             raise
-        machine = self._machine
+        machine, process.program = self._machine, inode
         self.table.run(process, lambda running: program(machine, running))
 
     # -- the port --------------------------------------------------------------------------------------------------------------------
@@ -169,7 +181,7 @@ class SimProcesses:
             for pipe in ours.values():
                 pipe.close()
             raise
-        return SimChild(process, ours)
+        return SimChild(self._loop, self.table, process, ours)
 
     def which(self, program: str) -> str | None:
         """Return the absolute path of a program, or None."""
@@ -180,8 +192,10 @@ class SimProcesses:
         return None
 
     def find(self, program: str) -> Sequence[tuple[ProcessIdentity, Sequence[str]]]:
-        """Return the live processes whose argv[0] is `program`, ordered by pid."""
-        return [(process.identity, process.argv) for process in self.table.live() if process.argv[0] == program]
+        """Return the live processes of the node's user, outside of containers, that run the file `program`, ordered by pid."""
+        wanted = self._view.node(program).inode
+        ours = [process for process in self.table.live() if process.pid_namespace is None and process.uid == _NODE_UID]
+        return [(process.identity, process.argv) for process in ours if process.program is wanted]
 
     def identify(self, pid: int) -> ProcessIdentity | None:
         """Return the identity of a live process, or None."""
@@ -201,6 +215,16 @@ class SimProcesses:
         if process is None or process.identity != identity or not self._loop.owner().alive:
             return False
         return self.table.signal(process, signum)
+
+    def signal_group(self, identity: ProcessIdentity, signum: int) -> bool:
+        """Send a signal to the group that this very process leads, or to it alone if it leads none; False if it is gone."""
+        process = self.table.get(identity.pid)
+        if process is None or process.identity != identity or not self._loop.owner().alive:
+            return False
+        if process.session != process.pid:
+            return self.table.signal(process, signum)
+        self.table.signal_session(process.pid, signum)
+        return True
 
     def own_pid(self) -> int:
         """Return the pid of the process whose code asks."""

@@ -10,7 +10,8 @@ namespaces. Its code is a coroutine; what the coroutine returns is its exit stat
 - Pids are never used twice within a run. A process that ended is gone at once for the port: nobody sees zombies.
 - A process forked over the pids limit of its group is EAGAIN; memory charged over the limit gets the largest process of the group killed.
 
-Not modelled: process groups and sessions (a terminal signals its foreground process), stop signals, credentials.
+Sessions: a process leads one of its own, unless it was started into its parent's (`session`); each has one process group.
+Not modelled: job control (a terminal signals its foreground process), stop signals, credentials.
 """
 
 import asyncio
@@ -23,6 +24,7 @@ from typing import Any, Final, Literal
 
 from isopod.world.processes import ProcessIdentity
 from isopod.world.sim.clock import BOOT_NS
+from isopod.world.sim.inodes import Inode
 from isopod.world.sim.loop import SimLoop
 from isopod.world.sim.owners import OWNER, Owner
 from isopod.world.sim.pipes import ReadEnd, Sink, WriteEnd
@@ -109,6 +111,10 @@ class SimProcess:
         self.gid = 0
         self.on_exit: list[Callable[[], None]] = []
         self.memory_bytes = 0
+        self.session = owner.pid
+        """The pid of the process that leads its session, which is also its group."""
+        self.program: Inode | None = None
+        """The file it runs, where that is a simulated program beside the containers."""
         self.terminal: Terminal | None = None
         self.container: object = None
         """What the simulated runtime keeps about the container that this is the first process of."""
@@ -198,6 +204,7 @@ class ProcessTable:
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         child = self.add(argv, parent.env, parent.cwd)
         child.terminal, child.uid, child.gid = parent.terminal, parent.uid, parent.gid
+        child.session, child.program = parent.session, parent.program
         if parent.stdin is not None:
             child.stdin = parent.stdin.dup(child.owner)
         if parent.stdout is not None:
@@ -224,6 +231,12 @@ class ProcessTable:
     def lately(self, pid: int) -> SimProcess | None:
         """Return a process that lives, or ended not long ago: its parent has yet to hear of its end."""
         return self._processes.get(pid) or self._ended.get(pid)
+
+    def signal_session(self, leader: int, number: int) -> None:
+        """Send a signal to every process of a session, oldest first."""
+        for process in self.live():
+            if process.session == leader:
+                self.signal(process, number)
 
     def signal(self, process: SimProcess, number: int) -> bool:
         """Send a signal from outside its pid namespace; False if it is gone."""

@@ -14,6 +14,7 @@ from isopod.world.sim.nodes import MergedNode, Node, PlainNode
 
 SYMLINKS_MAX: Final = 40
 NAME_BYTES_MAX: Final = 255
+_PARENT_MODE: Final = 0o755
 
 
 class Spot(NamedTuple):
@@ -175,13 +176,14 @@ class View:
         spot.parent.attach(spot.name, inode)
 
     def make_folders(self, path: str, mode: int = 0o700) -> Inode:
-        """Make a folder and its parents; what exists is left as it is."""
+        """Make a folder, and its parents, which others may not write; what exists is left as it is."""
         here = ""
-        for part in [each for each in path.split("/") if each]:
+        parts = [each for each in path.split("/") if each]
+        for n_left, part in zip(reversed(range(len(parts))), parts, strict=True):
             here += "/" + part
             spot = self.spot(here)
             if spot.node is None:
-                self._create(spot, "directory", mode)
+                self._create(spot, "directory", mode & _PARENT_MODE if n_left else mode)
             elif spot.node.inode.kind != "directory":
                 fail(errno.EEXIST if here == path else errno.ENOTDIR, path)
         return self.node(path).inode

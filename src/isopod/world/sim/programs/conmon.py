@@ -166,6 +166,7 @@ class _Supervisor:
         """Run the runtime's create or exec; return its status and our ends of the container's outputs."""
         table, us = self._machine.table, self._process.owner
         runtime = table.add(self._runtime_argv(), self._process.env, "/")
+        runtime.session = self._process.session
         self._process.on_exit.append(lambda: self._end_runtime(runtime))
         if "--terminal" in self._options:
             self._terminal = runtime.terminal = Terminal(us)
