@@ -72,8 +72,15 @@ def test_limits_become_resources() -> None:
     assert build_resources(Resources(), CGROUPS).keys() == {"devices"}
 
 
-def test_binds_and_tmpfs_are_mounted_in_their_order() -> None:
+def test_no_mount_hides_another() -> None:
+    destinations = ("/x/y", "/x", "/etc", "/z")
+    made = config(mounts=tuple(Mount(source="/h", destination=path) for path in destinations))["mounts"]
+    order = [mount["destination"] for mount in made][-7:]
+    assert order == ["/x", "/etc", "/z", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/x/y"]
+
+
+def test_binds_and_tmpfs_are_mounted_as_asked() -> None:
     mounts = (Mount(source="/h", destination="/c", read_only=True), Mount(source="", destination="/t", kind="tmpfs"))
-    made = config(mounts=mounts)["mounts"][-2:]
+    made = [mount for mount in config(mounts=mounts)["mounts"] if mount["destination"] in ("/c", "/t")]
     assert made[0] == {"destination": "/c", "type": "bind", "source": "/h", "options": ["rbind", "rprivate", "ro"]}
     assert (made[1]["type"], "nodev" in made[1]["options"]) == ("tmpfs", True)

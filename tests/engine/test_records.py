@@ -15,15 +15,15 @@ def store(world: World, folder: str, lines: list[bytes]) -> FileRecords:
 
 async def test_what_was_put_is_loaded(world: World, folder: str) -> None:
     records = store(world, folder, [])
-    assert await records.load() == []
+    assert await records.load() == ([], [])
     other = msgspec.structs.replace(RECORD, id="b" * 64, name="other")
     await records.put(other)
     await records.put(RECORD)
     await records.put(msgspec.structs.replace(RECORD, exit_code=3))
-    assert await store(world, folder, []).load() == [msgspec.structs.replace(RECORD, exit_code=3), other]
+    assert await store(world, folder, []).load() == ([msgspec.structs.replace(RECORD, exit_code=3), other], [])
     await records.remove(other.id)
     await records.remove(other.id)
-    assert [record.id for record in await store(world, folder, []).load()] == [RECORD.id]
+    assert [record.id for record in (await store(world, folder, []).load()).records] == [RECORD.id]
 
 
 async def test_a_damaged_file_is_set_aside_and_said(world: World, folder: str) -> None:
@@ -33,7 +33,8 @@ async def test_a_damaged_file_is_set_aside_and_said(world: World, folder: str) -
     await records.put(RECORD)
     await world.disk.write(f"{folder}/records/{'c' * 64}.json", b'{"id": ')
     await world.disk.write(f"{folder}/records/half.tmp", b"x")
-    assert await records.load() == [RECORD]
+    assert await records.load() == ([RECORD], ["c" * 64])
+    assert await records.load() == ([RECORD], ["c" * 64])
     assert b"record.damaged" in b"".join(lines)
     assert await world.disk.list(f"{folder}/records") == [f"{RECORD.id}.json", f"{'c' * 64}.damaged"]
 
@@ -45,4 +46,4 @@ async def test_a_put_survives_a_power_cut(sim_world: SimWorld, folder: str) -> N
     await records.load()
     await records.put(RECORD)
     sim_world.disk.crash()
-    assert await store(world, folder, []).load() == [RECORD]
+    assert await store(world, folder, []).load() == ([RECORD], [])

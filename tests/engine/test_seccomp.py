@@ -128,6 +128,7 @@ async def test_what_a_default_container_cannot_call(host_world: World) -> None:
     assert {"read", "write", "execve", "openat", "socket", "chroot", "chown", "kill"} <= set(may)
     dangerous = [
         *("kexec_load", "kexec_file_load", "init_module", "finit_module", "delete_module", "bpf", "perf_event_open", "open_by_handle_at"),
+        *("add_key", "keyctl", "request_key"),
         *("mount", "umount2", "fsopen", "move_mount", "pivot_root", "unshare", "setns", "clone3", "userfaultfd", "swapon", "iopl"),
         *("clock_settime", "settimeofday", "acct", "quotactl", "lookup_dcookie", "vmsplice", "add_key"),
     ]

@@ -382,8 +382,8 @@ def _mounts_below(folder: str) -> list[str]:
 def _cgroups(prefix: str) -> list[str]:
     """Return the control groups of an instance in every hierarchy."""
     found = []
-    for hierarchy in sorted(os.listdir("/sys/fs/cgroup")):
-        top = f"/sys/fs/cgroup/{hierarchy}"
+    # Below /sys/fs/cgroup lie the hierarchies of v1, or it is the only one itself.
+    for top in ("/sys/fs/cgroup", *(f"/sys/fs/cgroup/{name}" for name in sorted(os.listdir("/sys/fs/cgroup")))):
         if os.path.isdir(top) and not os.path.islink(top):
             tops = [name for name in sorted(os.listdir(top)) if name.startswith(prefix)]
             found += [path for name in tops for path, _, _ in os.walk(f"{top}/{name}")]

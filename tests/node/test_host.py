@@ -224,7 +224,7 @@ def release(rig: Rig) -> None:
 async def test_a_full_disk_is_one_clear_error_and_leaves_nothing(host_rig: Rig) -> None:
     root = f"{host_rig.folder}/small"
     os.mkdir(root)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", root], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m,mode=711", "tmpfs", root], check=True)
     try:
         host_rig.flags["--root"] = root
         async with host_rig as rig:

@@ -57,6 +57,8 @@ def _tuples(arguments: tuple[Any, ...]) -> st.SearchStrategy[Any]:
 
 
 def _bounded(kind: Any, meta: msgspec.Meta) -> st.SearchStrategy[Any]:
+    if kind is float and isinstance(meta.ge, int | float) and isinstance(meta.le, int | float):
+        return st.floats(meta.ge, meta.le)
     if kind is not int:
         raise TypeError(f"no strategy for a bounded {kind!r}")
     low, high = meta.ge, meta.le

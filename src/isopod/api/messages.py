@@ -4,7 +4,7 @@ Frozen structs, maps on the wire: a field added later has a default, an unknown 
 the Unix epoch, sizes are bytes. Only shapes live here; the meaning of values is checked where a request is served.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -158,7 +158,7 @@ class StopContainer(Message, frozen=True, kw_only=True):
     """SIGTERM, then SIGKILL after `timeout_s`."""
 
     name: str
-    timeout_s: float = 10.0
+    timeout_s: Annotated[float, msgspec.Meta(ge=0, le=86400)] = 10.0
 
 
 class KillContainer(Message, frozen=True, kw_only=True):

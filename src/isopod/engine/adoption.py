@@ -1,28 +1,28 @@
 """Adoption: what a newly started daemon makes of what it finds.
 
-The kernel is the truth: a supervisor that lives, an exit file, a boot id. Each record is brought in line with it, containers that run
-are watched again, and whatever belongs to no container is removed: bundles, namespaces, links, addresses, control groups, runtime
-state, folders. A start that the old daemon did not finish is undone: the container is "created" (or "exited") as before, or gone if
-it was to be removed at its end.
+The kernel is the truth: a supervisor that lives (the very process that the record names), an exit file, a boot id. Each record is
+brought in line with it, containers that run are watched again, and whatever belongs to no container is removed: bundles, namespaces,
+links, addresses, control groups, runtime state, folders. A start that the old daemon did not finish is undone: the container is
+"created" (or "exited") as before, or gone if it was to be removed at its end.
 """
 
-from collections.abc import Mapping
 from typing import Final
 
 from isopod.api.messages import Container, Endpoint
 from isopod.engine.containers import Containers
 from isopod.engine.layout import Layout
 from isopod.engine.network.networks import Networks
-from isopod.engine.records import Records
+from isopod.engine.records import Loaded, Records
 from isopod.engine.stage import Stage
 from isopod.engine.states import LIVE
 from isopod.engine.supervisor import Supervisor
 from isopod.runtime.logger import Logger
 from isopod.world.errors import IsopodError
+from isopod.world.ids import is_container_id
 from isopod.world.processes import ProcessIdentity
 from isopod.world.world import World
 
-_SIGKILL: Final = 9
+INTERRUPTED_EXIT_CODE: Final = 125
 _GONE: Final = {"pid": None, "pid_started_ticks": None, "supervisor_pid": None, "supervisor_started_ticks": None}
 
 
@@ -63,52 +63,71 @@ class Adoption:
 
     async def run(self) -> None:
         """Do the pass."""
-        for record in await self._records.load():
+        loaded = await self._records.load()
+        for record in loaded.records:
             self._containers.insert(record)
-        supervisors = self._supervisor.running()
         running: dict[str, Endpoint] = {}
-        for record in self._containers.list(all_states=True):
-            if await self._is_running(record, supervisors):
+        for record in loaded.records:
+            if await self._is_running(record):
                 running[record.id] = record.network
-        await self._networks.adopt(running)
-        for record in self._containers.list(all_states=True):
+        await self._networks.adopt(running, spared=loaded.damaged)
+        for record in loaded.records:
             if record.id in running:
-                await self._take_over(record, supervisors[record.id])
+                await self._take_over(record)
             else:
                 await self._correct(record)
-        await self._remove_strays(supervisors)
+        await self._remove_strays(loaded)
 
-    async def _is_running(self, record: Container, supervisors: Mapping[str, ProcessIdentity]) -> bool:
+    async def _is_running(self, record: Container) -> bool:
         """Whether the container was started and its supervisor lives (only "created" for the runtime is a start that did not finish)."""
-        if record.status not in LIVE or record.id not in supervisors:
+        if record.status not in LIVE or record.boot_id != self._world.processes.boot_id():
+            return False
+        supervisor = _supervisor_of(record)
+        if supervisor is None or not self._supervisor.is_alive(supervisor):
             return False
         if record.status != "starting":
             return True
-        state, _ = await self._supervisor.state(record.id)
+        state, _ = await self._state(record)
         return state not in ("", "created", "creating")
 
-    async def _take_over(self, record: Container, supervisor: ProcessIdentity) -> None:
-        state, pid = await self._supervisor.state(record.id)
+    async def _take_over(self, record: Container) -> None:
+        state, pid = await self._state(record)
         identity = self._world.processes.identify(pid) if pid else None
         if identity is not None:
             await self._containers.amend(
                 record.id,
-                status="paused" if state == "paused" else "running",
+                status="paused" if state == record.status == "paused" else "running",
                 pid=identity.pid,
                 pid_started_ticks=identity.started_ticks,
                 started_at_ns=record.started_at_ns or self._world.clock.now_ns(),
             )
         elif record.status == "starting":  # it ran and ended before anybody wrote that down
             await self._containers.amend(record.id, status="running", started_at_ns=self._world.clock.now_ns())
-        self._containers.watch(record.id, supervisor)
+        if state == "paused" != record.status:
+            await self._thaw(record)
+        supervisor = _supervisor_of(record)
+        if supervisor is not None:
+            self._containers.watch(record.id, supervisor)
         self._logger.info("container.adopted", id=record.id, name=record.name, pid=pid)
+
+    async def _state(self, record: Container) -> tuple[str, int]:
+        """Ask the runtime; one that does not answer keeps neither the container nor the node from going on."""
+        try:
+            return await self._supervisor.state(record.id)
+        except (IsopodError, OSError) as error:
+            self._logger.error("container.state_unknown", id=record.id, name=record.name, why=str(error))
+            return "unknown", record.pid or 0
+
+    async def _thaw(self, record: Container) -> None:
+        """Let a container go on that was frozen for a commit when the daemon died."""
+        try:
+            await self._supervisor.resume(record.id, record.name)
+        except (IsopodError, OSError) as error:
+            self._logger.error("container.resume_failed", id=record.id, name=record.name, why=str(error))
 
     async def _correct(self, record: Container) -> None:
         """Bring a container that does not run in line with what is left of it."""
-        if record.status == "removing":
-            await self._clear(record.id, record.name)
-            await self._containers.discard(record.id)
-        elif record.status == "starting" and await self._supervisor.exit_code(record.id) is None:
+        if record.status == "starting" and await self._supervisor.exit_code(record.id) is None:
             await self._undo_start(record)
         elif record.status in LIVE:
             if record.status == "starting":
@@ -119,34 +138,51 @@ class Adoption:
             await self._containers.discard(record.id)
 
     async def _undo_start(self, record: Container) -> None:
+        supervisor = _supervisor_of(record)
+        if supervisor is not None and record.boot_id == self._world.processes.boot_id():
+            await self._end(supervisor, record.id)
         await self._clear(record.id, record.name)
         self._logger.warning("container.start_undone", id=record.id, name=record.name)
         if record.auto_remove:
             await self._containers.discard(record.id)
             return
-        status = "created" if record.started_at_ns is None else "exited"
-        network = Endpoint(network=record.network.network)
-        await self._containers.amend(record.id, status=status, error="the daemon died while it was starting", network=network, **_GONE)
+        was_run = record.started_at_ns is not None
+        await self._containers.amend(
+            record.id,
+            status="exited" if was_run else "created",
+            exit_code=INTERRUPTED_EXIT_CODE if was_run else None,
+            error="the daemon died while it was starting",
+            network=Endpoint(network=record.network.network),
+            **_GONE,
+        )
 
-    async def _remove_strays(self, supervisors: Mapping[str, ProcessIdentity]) -> None:
-        """Remove whatever belongs to no live container."""
+    async def _remove_strays(self, loaded: Loaded) -> None:
+        """Remove whatever belongs to no live container. What belongs to one whose record cannot be read stays as it is."""
         disk = self._world.disk
         records = self._containers.list(all_states=True)
-        live = [record.id for record in records if record.status in LIVE]
-        known = [record.id for record in records]
+        live = [record.id for record in records if record.status in LIVE] + list(loaded.damaged)
+        known = [record.id for record in records] + list(loaded.damaged)
+        supervisors = [identity for record in records if (identity := _supervisor_of(record)) is not None]
+        strays = [stray for stray in self._supervisor.strays(supervisors) if stray[0] not in loaded.damaged]
+        for identifier, identity in strays:
+            await self._end(identity, identifier)
         found = [await self._supervisor.known(), await disk.list(self._layout.bundles), await self._stage.cgroups_present()]
-        suspects = [*supervisors, *(name for names in found for name in names)]
+        suspects = [*(identifier for identifier, _ in strays), *(name for names in found for name in names if is_container_id(name))]
         for identifier in dict.fromkeys(name for name in suspects if name not in live):
             await self._clear(identifier, identifier)
-            if identifier in supervisors:
-                self._world.processes.signal(supervisors[identifier], _SIGKILL)
-                await self._world.processes.wait_gone(supervisors[identifier])
         for identifier in await disk.list(self._layout.supervisor.exits):
-            if identifier not in live:
+            if is_container_id(identifier) and identifier not in live:
                 await self._supervisor.forget(identifier)
         for identifier in await disk.list(self._layout.containers):
-            if identifier not in known:
+            if is_container_id(identifier) and identifier not in known:
                 await disk.remove_tree(self._layout.container(identifier))
+
+    async def _end(self, supervisor: ProcessIdentity, identifier: str) -> None:
+        """End a supervisor first, so that no runtime of its finishes behind the clearing."""
+        try:
+            await self._supervisor.end(supervisor)
+        except TimeoutError:
+            self._logger.error("container.supervisor_stays", id=identifier, pid=supervisor.pid)
 
     async def _clear(self, identifier: str, name: str) -> None:
         try:
@@ -155,3 +191,9 @@ class Adoption:
             await self._stage.clear(identifier)
         except (IsopodError, OSError) as error:
             self._logger.error("container.stray_clear_failed", id=identifier, why=str(error))
+
+
+def _supervisor_of(record: Container) -> ProcessIdentity | None:
+    if record.supervisor_pid is None or record.supervisor_started_ticks is None:
+        return None
+    return ProcessIdentity(record.supervisor_pid, record.supervisor_started_ticks)

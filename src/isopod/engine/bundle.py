@@ -97,7 +97,7 @@ def build_config(record: Container, paths: BundlePaths, user: ResolvedUser, isol
         ),
         "root": {"path": paths.rootfs, "readonly": False},
         "hostname": record.hostname,
-        "mounts": _standard_mounts() + _identity_mounts(paths) + [_mount(mount) for mount in record.mounts],
+        "mounts": _standard_mounts() + _outermost_first(_identity_mounts(paths) + [_mount(mount) for mount in record.mounts]),
         "linux": linux,
         "annotations": {"io.isopod.container.id": record.id, "io.isopod.container.name": record.name},
     }
@@ -197,6 +197,11 @@ def _identity_mounts(paths: BundlePaths) -> list[Json]:
         {"destination": inside, "type": "bind", "source": source, "options": ["bind", "rprivate", "nosuid", "nodev"]}
         for inside, source in files
     ]
+
+
+def _outermost_first(mounts: list[Json]) -> list[Json]:
+    """Order mounts by depth, so that none hides another: /x comes before /x/y, and a user's /etc before our /etc/hosts."""
+    return sorted(mounts, key=lambda mount: len([part for part in mount["destination"].split("/") if part]))
 
 
 def _mount(mount: Mount) -> Json:

@@ -46,6 +46,8 @@ Size = tuple[int, int]
 
 LOST_EXIT_CODE: Final = 255
 KILL_TIMEOUT_S: Final = 10.0
+SETTLE_TIMEOUT_S: Final = 5.0
+SUPERVISOR_GRACE_S: Final = 2.0
 _SIGKILL: Final = 9
 _SIGNAL_MAX: Final = 64
 
@@ -209,33 +211,48 @@ class Containers:
             raise WrongState("container", entry.record.name, entry.record.status, "run a command in it", hint="start it first")
         if not request.command or not request.command[0]:
             raise InvalidArgument("command", "", "nothing to run")
+        creation.check_command(request.command, request.env, request.working_dir or "/")
         name = self._world.random.token_hex(8)
-        session = await self._own(self._exec(entry, request, name))
+        folder = f"{self._layout.bundle(entry.record.id)}/{name}"
+        starting = self._background(self._exec(entry, request, name, folder), f"exec in {entry.record.id}", logged=False)
+        try:
+            session = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            self._background(self._withdraw_exec(starting, folder), f"withdraw exec in {entry.record.id}")
+            raise
         try:
             await stdio.send(Started(id=entry.record.id, name=entry.record.name))
             await converse(session.attached, stdio, lambda signum: self._signal_pid(session.pid, signum))
             return await session.wait()
         finally:
             session.close()
-            self._background(self._world.disk.remove_tree(f"{self._layout.bundle(entry.record.id)}/{name}"), "exec_clear")
+            self._background(self._world.disk.remove_tree(folder), "exec_clear")
 
     async def commit(self, request: CommitContainer) -> Image:
         """Make an image of a container's files; a running one is frozen meanwhile."""
-        entry = self._find(request.name)
+        return await self._own(self._commit(self._find(request.name), request.image))
+
+    async def _commit(self, entry: _Entry, image: str) -> Image:
         async with entry.lock:
             if self._is_gone(entry):
                 raise NotFound("container", entry.record.name, "it was removed meanwhile")
             record = entry.record
             base = self._images.resolve(record.image_id)
             config = msgspec.structs.replace(base.config, command=record.command, entrypoint=(), working_dir=record.working_dir)
-            frozen = record.status == "running"
-            if frozen:
-                await self._supervisor.pause(record.id, record.name)
+            if record.status != "running":
+                return await self._images.commit(image, base, self._layout.upper(record.id), config)
             try:
-                return await self._images.commit(request.image, base, self._layout.upper(record.id), config)
+                await self._supervisor.pause(record.id, record.name)
+                return await self._images.commit(image, base, self._layout.upper(record.id), config)
             finally:
-                if frozen:
-                    await self._supervisor.resume(record.id, record.name)
+                await self._thaw(record)
+
+    async def _thaw(self, record: Container) -> None:
+        """Let a container go on after a commit; a failure here must not hide that the image is made."""
+        try:
+            await self._supervisor.resume(record.id, record.name)
+        except IsopodError as error:
+            self._logger.error("container.resume_failed", id=record.id, name=record.name, why=str(error))
 
     async def close(self) -> None:
         """Let go of everything; containers go on. Running operations are given up where they stand."""
@@ -245,19 +262,24 @@ class Containers:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def settle(self) -> None:
-        """Wait until no operation is under way (watching a container's end is none)."""
-        while busy := [task for task in self._tasks.values() if not task.get_name().startswith("watch ")]:
-            await asyncio.gather(*busy, return_exceptions=True)
+        """Wait until no operation is under way (watching a container's end is none), but not for long: `close` ends the rest."""
+
+        async def wait_settled() -> None:
+            while busy := [task for task in self._tasks.values() if not task.get_name().startswith("watch ")]:
+                await asyncio.gather(*(asyncio.shield(task) for task in busy), return_exceptions=True)
+
+        await _within(wait_settled(), SETTLE_TIMEOUT_S)
 
     # --- for adoption -------------------------------------------------------------------------------------------------
 
-    def insert(self, record: Container) -> None:
-        """Take a loaded record into memory."""
+    def insert(self, record: Container) -> _Entry:
+        """Take a record into memory."""
         entry = _Entry(record)
         self._entries[record.id] = entry
         self._names[record.name] = record.id
         if record.status not in LIVE:
             entry.ended.set()
+        return entry
 
     def watch(self, identifier: str, supervisor: ProcessIdentity) -> None:
         """Watch the end of a container found running."""
@@ -274,8 +296,8 @@ class Containers:
         await self._discard(self._entries[identifier])
 
     async def amend(self, identifier: str, **changes: Any) -> None:
-        """Change and store a record."""
-        await self._update(self._entries[identifier], **changes)
+        """Change a record; a disk that refuses does not keep the node from starting."""
+        await self._remember(self._entries[identifier], **changes)
 
     # --- steps --------------------------------------------------------------------------------------------------------
 
@@ -289,12 +311,13 @@ class Containers:
             await creation.check_sources(self._world, record.mounts)
             if record.name in self._names:
                 raise AlreadyExists("container", record.name, f"remove it first: isopod rm {record.name}")
-            self.insert(record)
-            try:
-                await self._records.put(record)
-            except BaseException:
-                self._forget(record)
-                raise
+            entry = self.insert(record)
+            async with entry.lock:  # who finds it now waits until it is stored
+                try:
+                    await self._records.put(record)
+                except BaseException:
+                    self._forget(record)
+                    raise
         return record
 
     async def _start(self, entry: _Entry, *, attach: bool, size: Size) -> Attached | None:
@@ -320,22 +343,23 @@ class Containers:
         launch = await self._launch(record)
         try:
             await self._update(entry, **_supervised(launch.supervisor), boot_id=self._world.processes.boot_id(), **_NOT_RUN)
-            pid = await launch.create()
-        finally:
-            launch.abort()
+        except BaseException:
+            await launch.abort()
+            raise
+        pid = await launch.create()
         identity = self._world.processes.identify(pid)
         attached = await self._supervisor.attach(record.id) if attach else None
         try:
             if attached is not None and record.terminal and size != (0, 0):
                 await attached.resize(*size)
             await self._supervisor.start(record.id, record.name)
+            now_ns = self._world.clock.now_ns()
+            ticks = identity.started_ticks if identity else None
+            await self._update(entry, status=self._next(entry, "started"), pid=pid, pid_started_ticks=ticks, started_at_ns=now_ns)
         except BaseException:
             if attached is not None:
                 attached.close()
             raise
-        now_ns = self._world.clock.now_ns()
-        ticks = identity.started_ticks if identity else None
-        await self._update(entry, status=self._next(entry, "started"), pid=pid, pid_started_ticks=ticks, started_at_ns=now_ns)
         self._watch(entry, launch.wait_supervisor)
         duration_ns = self._world.clock.monotonic_ns() - started_ns
         self._start_seconds.observe(duration_ns / 1e9)
@@ -388,10 +412,12 @@ class Containers:
         finally:
             attached.close()
 
-    async def _exec(self, entry: _Entry, request: ExecContainer, session: str) -> ExecSession:
-        record = entry.record
-        folder = f"{self._layout.bundle(record.id)}/{session}"
-        creation.check_command(request.command, request.env, request.working_dir or "/")
+    async def _exec(self, entry: _Entry, request: ExecContainer, session: str, folder: str) -> ExecSession:
+        async with entry.lock:  # not while it is frozen for a commit, and never in a bundle that is being cleared
+            record = entry.record
+            if record.status != "running":
+                raise WrongState("container", record.name, record.status, "run a command in it")
+            await self._world.disk.make_directory(folder)
         spec = build_process(
             command=request.command,
             env={**record.env, **request.env},
@@ -402,10 +428,22 @@ class Containers:
         )
         size = (request.rows, request.columns)
         try:
-            await self._world.disk.make_directory(folder)
             return await self._supervisor.exec(record.id, record.name, session, spec=spec, stdin=request.stdin_open, size=size)
-        except OSError as error:
-            raise from_os_error(error, "run a command in", record.name) from error
+        except BaseException as error:
+            await self._world.disk.remove_tree(folder)
+            if isinstance(error, OSError):
+                raise from_os_error(error, "run a command in", record.name) from error
+            raise
+
+    async def _withdraw_exec(self, starting: "asyncio.Task[ExecSession]", folder: str) -> None:
+        """End a command whose client went away before it was told of its start."""
+        await asyncio.gather(starting, return_exceptions=True)
+        if starting.cancelled() or starting.exception() is not None:
+            return  # it undid itself
+        session = starting.result()
+        await self._signal_pid(session.pid, _SIGKILL)
+        session.close()
+        await self._world.disk.remove_tree(folder)
 
     async def _stop(self, entry: _Entry, timeout_s: float) -> None:
         async with entry.lock:
@@ -452,20 +490,38 @@ class Containers:
         async with entry.lock:
             record = entry.record
             code = await self._supervisor.exit_code(record.id)
-            usage = self._world.kernel.cgroup_usage(self._stage.cgroup(record.id))
             lost = code is None
+            oom_killed = record.oom_killed or self._was_out_of_memory(record)
+            if oom_killed and not record.auto_remove:
+                # The counter goes with the control group: whoever dies now must have written it down.
+                await self._remember(entry, oom_killed=True)
             await self._clear(record)
             await self._settle(
                 entry,
                 status=self._next(entry, "lost" if lost else "exited"),
                 exit_code=LOST_EXIT_CODE if lost else code,
                 error="its supervisor died without telling the exit code" if lost else "",
-                oom_killed=bool(usage.n_oom_kills),
+                oom_killed=oom_killed,
             )
             ended = entry.record
             self._ends.inc()
             self._oom_kills.inc(ended.oom_killed)
             self._logger.info("container.ended", id=ended.id, name=ended.name, exit_code=ended.exit_code, oom=ended.oom_killed)
+
+    def _was_out_of_memory(self, record: Container) -> bool:
+        try:
+            return bool(self._world.kernel.cgroup_usage(self._stage.cgroup(record.id)).n_oom_kills)
+        except (OSError, ValueError) as error:
+            self._logger.error("container.usage_unreadable", id=record.id, name=record.name, why=str(error))
+            return False
+
+    async def _remember(self, entry: _Entry, **changes: Any) -> None:
+        """Change a record, and store it if the disk lets us."""
+        try:
+            await self._update(entry, **changes)
+        except IsopodError as error:
+            self._logger.error("container.not_stored", id=entry.record.id, name=entry.record.name, why=str(error))
+            await self._update(entry, durable=False, **changes)
 
     async def _settle(self, entry: _Entry, **changes: Any) -> None:
         """Write down a container's end, or remove it if that was asked for, and let those who wait for it go on.
@@ -489,9 +545,18 @@ class Containers:
         try:
             await self._world.kernel.kill_cgroup(self._stage.cgroup(record.id))
             await self._supervisor.delete(record.id, record.name)
+            await self._end_supervisor(record)
             await self._stage.clear(record.id)
         except (IsopodError, OSError) as error:
             self._logger.error("container.clear_failed", id=record.id, name=record.name, why=str(error))
+
+    async def _end_supervisor(self, record: Container) -> None:
+        """End a supervisor whose container was deleted and that is still there: it hangs, or its runtime does."""
+        if record.supervisor_pid is None or record.supervisor_started_ticks is None:
+            return
+        identity = ProcessIdentity(record.supervisor_pid, record.supervisor_started_ticks)
+        if not await _within(self._world.processes.wait_gone(identity), SUPERVISOR_GRACE_S):
+            await self._supervisor.end(identity)
 
     async def _discard(self, entry: _Entry) -> None:
         """Forget a container. The record goes first: files without a record are removed at the next start."""

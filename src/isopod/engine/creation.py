@@ -65,7 +65,13 @@ async def check_sources(world: World, mounts: Iterable[Mount]) -> None:
         InvalidArgument: A source is missing.
     """
     for mount in mounts:
-        if mount.kind == "bind" and await world.disk.stat(mount.source) is None:
+        if mount.kind != "bind":
+            continue
+        try:
+            found = await world.disk.stat(mount.source)
+        except OSError as error:  # too long, a loop of links: what the user named, not a failure of the disk
+            raise InvalidArgument("volume", mount.source[:80], error.strerror or "cannot be looked at") from error
+        if found is None:
             raise InvalidArgument("volume", mount.source, "no such file or folder on the host", "create it first")
 
 

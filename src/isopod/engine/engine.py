@@ -90,7 +90,12 @@ class Engine:
         records = FileRecords(world, layout.records, logger)
         containers = Containers(world, records, images, stage, supervisor=supervisor, layout=layout, logger=logger, metrics=metrics)
         adoption = Adoption(world, records, containers, stage, supervisor=supervisor, networks=networks, layout=layout, logger=logger)
-        await adoption.run()
+        try:
+            await adoption.run()
+        except BaseException:
+            await containers.close()
+            await networks.close()
+            raise
         return cls(machine, layout, images=images, networks=networks, stage=stage, containers=containers)
 
     @property
@@ -119,9 +124,11 @@ class Engine:
 
     async def close(self) -> None:
         """Let go; containers go on."""
-        await self.containers.settle()
-        await self.containers.close()
-        await self.networks.close()
+        try:
+            await self.containers.settle()
+            await self.containers.close()
+        finally:
+            await self.networks.close()
 
     async def dispose(self) -> None:
         """Remove bridges, filter table and the top control group; call it only when idle, after `close`."""

@@ -1,10 +1,12 @@
 """Records: where sandbox metadata is kept, and its first form, one fsynced file per container.
 
 The interface is the journal's to fill later: put, remove, load. What `put` returned from survives kill -9 and a power cut.
-A damaged file is set aside as NAME.damaged with a log line, never deleted, and never keeps the others from loading.
+A damaged file is set aside as NAME.damaged with a log line, never deleted, and never keeps the others from loading; its container is
+left alone from then on.
 """
 
-from typing import Final, Protocol
+from collections.abc import Sequence
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 
@@ -14,13 +16,23 @@ from isopod.world.errors import from_os_error
 from isopod.world.world import World
 
 _SUFFIX: Final = ".json"
+_DAMAGED: Final = ".damaged"
+
+
+class Loaded(NamedTuple):
+    """What is stored."""
+
+    records: Sequence[Container]
+    """Ordered by id."""
+    damaged: Sequence[str]
+    """Ids of containers whose records cannot be read."""
 
 
 class Records(Protocol):
     """Durable container records."""
 
-    async def load(self) -> list[Container]:
-        """Return all records, ordered by id."""
+    async def load(self) -> Loaded:
+        """Return all records."""
 
     async def put(self, record: Container) -> None:
         """Store a record durably, replacing the one of the same id. Calls for one id must not overlap."""
@@ -45,22 +57,36 @@ class FileRecords:
         self._encoder = msgspec.json.Encoder()
         self._decoder = msgspec.json.Decoder(Container)
 
-    async def load(self) -> list[Container]:
-        """Return all readable records, ordered by id."""
+    async def load(self) -> Loaded:
+        """Return all records, and set damaged ones aside."""
         await self._disk.make_directory(self._folder)
-        found = []
+        found, damaged = [], []
         for name in await self._disk.list(self._folder):
             path = f"{self._folder}/{name}"
-            if not name.endswith(_SUFFIX):
-                if ".damaged" not in name:
-                    await self._disk.remove(path)  # a temporary file of an interrupted write
-                continue
-            try:
-                found.append(self._decoder.decode(await self._disk.read(path)))
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                await self._disk.rename(path, path.removesuffix(_SUFFIX) + ".damaged")
-                self._logger.error("record.damaged", path=path, why=str(error))
-        return found
+            identifier = name.removesuffix(_SUFFIX).removesuffix(_DAMAGED)
+            if name.endswith(_DAMAGED):
+                damaged.append(identifier)
+            elif not name.endswith(_SUFFIX):
+                await self._disk.remove(path)  # a temporary file of an interrupted write
+            else:
+                record = await self._decode(path, identifier)
+                if record is None:
+                    await self._disk.rename(path, f"{self._folder}/{identifier}{_DAMAGED}")
+                    damaged.append(identifier)
+                else:
+                    found.append(record)
+        return Loaded(found, damaged)
+
+    async def _decode(self, path: str, identifier: str) -> Container | None:
+        try:
+            record = self._decoder.decode(await self._disk.read(path))
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            self._logger.error("record.damaged", path=path, why=str(error))
+            return None
+        if record.id != identifier:
+            self._logger.error("record.damaged", path=path, why="it is another container's")
+            return None
+        return record
 
     async def put(self, record: Container) -> None:
         """Write the record's file atomically and durably.

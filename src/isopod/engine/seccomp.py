@@ -2,12 +2,15 @@
 take.
 
 The file is a superset for all machines and capability sets: a rule may ask for architectures, capabilities or a kernel. `convert` picks
-what holds here; it is pure. No list of system calls is written by hand, with one exception, `_SYS_ADMIN_CALLS`:
+what holds here; it is pure. No list of system calls is written by hand, with two exceptions, `_SYS_ADMIN_CALLS` and `_KEYRING_CALLS`:
 
 That profile is made for engines whose containers often live in user namespaces, so it lets everybody mount and make namespaces and
 trusts the kernel to refuse. isopod's containers have no user namespace; making one would only open kernel code to them that is closed
 otherwise. As with docker, these calls need CAP_SYS_ADMIN: `clone` with a namespace flag is refused, and `clone3`, whose flags lie in
 memory where no filter sees them, is said not to exist (libc then uses `clone`).
+
+The kernel's keyrings belong to users, not to namespaces: a container's root would read the keys of the machine's root. Nobody gets
+these calls.
 
 Source: containers-common's seccomp.json; OCI runtime specification, config-linux.md, "Seccomp"; seccomp(2), clone(2).
 """
@@ -26,6 +29,7 @@ Json = dict[str, Any]
 DEFAULT_PROFILE: Final = "/usr/share/containers/seccomp.json"
 PROFILE_PACKAGE: Final = "golang-github-containers-common"
 SYS_ADMIN: Final = "CAP_SYS_ADMIN"
+_KEYRING_CALLS: Final = ("add_key", "keyctl", "request_key")
 _SYS_ADMIN_CALLS: Final = (
     "fsconfig",
     "fsmount",
@@ -161,7 +165,7 @@ def _holds(rule: Rule, target: Target) -> bool:
 
 def _without_namespaces(rules: Sequence[Rule], *, clone_flags_index: int) -> list[Rule]:
     """Take away from allowing rules what needs CAP_SYS_ADMIN, and say how it is refused."""
-    taken = [*_SYS_ADMIN_CALLS, "clone", "clone3"]
+    taken = [*_SYS_ADMIN_CALLS, *_KEYRING_CALLS, "clone", "clone3"]
     kept = [_without(rule, taken) if rule.action == _ALLOW else rule for rule in rules]
     known = {name for rule in rules if rule.action == _ALLOW for name in rule.names}
     refused = [name for name in _SYS_ADMIN_CALLS if name in known]

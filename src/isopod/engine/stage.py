@@ -109,11 +109,15 @@ class Stage:
         disk, bundle = self._world.disk, self._layout.bundle(record.id)
         upper, work = self._layout.upper(record.id), f"{self._layout.container(record.id)}/work"
         try:
-            for folder in (f"{bundle}/rootfs", upper, work):
-                await disk.make_directory(folder, mode=0o755 if folder == upper else 0o700)
+            lowers = self._images.layer_folders(image)
+            root = await disk.stat(lowers[0]) if lowers else None
+            # The writable layer's own mode is what the container sees as that of "/".
+            await disk.make_directory(upper, mode=root.mode & 0o7777 if root is not None else 0o755)
+            await disk.make_directory(f"{bundle}/rootfs")
+            await disk.make_directory(work)
             await self._world.kernel.mount_overlay(
                 f"{bundle}/rootfs",
-                lowers=self._images.layer_folders(image),
+                lowers=lowers,
                 upper=upper,
                 work=work,
                 volatile=record.auto_remove,

@@ -2,19 +2,21 @@
 
 conmon holds the stdio, writes the log and the exit file, and serves an attach socket, so that the daemon's death stops nothing.
 It is started in two steps: spawned, it waits on its start pipe; only when the caller has recorded who it is does `Launch.create`
-let it go on. So there is no moment at which a supervisor runs that no record names (but see `running`, for kill -9 in between).
+let it go on. A pipe that closes without the word (the daemon was killed just then) lets it go on too: the next daemon finds it by
+`strays`. Whatever fails after the spawn ends the supervisor's whole session, a hanging runtime included.
 
 Not here: what a container's life means (`containers`), what its bundle holds (`bundle`).
 Source: conmon(8) 2.1; the pipe messages {"data": N, "message": S} as conmon 2.1.6 sends them, checked by experiment.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from isopod.world.errors import CommandNotRunnable, IsopodError, RuntimeFailed, from_os_error
+from isopod.world.ids import is_container_id
 from isopod.world.network import PacketConnection
 from isopod.world.processes import Pipe, Process, ProcessIdentity
 from isopod.world.world import World
@@ -25,6 +27,9 @@ _STDOUT: Final = 2
 _STDERR: Final = 3
 _RESIZE: Final = 1
 _LINE_BYTES_MAX: Final = 64 << 10
+_SIGKILL: Final = 9
+_ENVIRONMENT: Final = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+"""All that a supervisor or runtime gets: the daemon's own environment may hold secrets."""
 
 
 class Tools(NamedTuple):
@@ -162,7 +167,11 @@ class Launch:
                 await start.write(b"\0")
                 return _expect_pid(await sync.next(), self._name, self._command)
         except (TimeoutError, OSError) as error:
+            await self.abort()
             raise RuntimeFailed("create", self._name, _why(error, CREATE_TIMEOUT_S)) from error
+        except BaseException:
+            await self.abort()
+            raise
         finally:
             start.close()
             sync.close()
@@ -171,10 +180,9 @@ class Launch:
         """Return when the supervisor ended (also reaps it)."""
         await self._process.wait()
 
-    def abort(self) -> None:
-        """Close the pipes without the word."""
-        for pipe in self._process.pipes.values():
-            pipe.close()
+    async def abort(self) -> None:
+        """End the supervisor and what it started so far; the container, if there is one, is the caller's to delete."""
+        await _end(self._process)
 
 
 class ExecSession:
@@ -250,7 +258,11 @@ class Supervisor:
             async with asyncio.timeout(CREATE_TIMEOUT_S):
                 return await self._begin_exec(process, name, folder, command=spec["args"], size=size if spec["terminal"] else (0, 0))
         except (TimeoutError, OSError) as error:
+            await _end(process)
             raise RuntimeFailed("exec in", name, _why(error, CREATE_TIMEOUT_S)) from error
+        except BaseException:
+            await _end(process)
+            raise
 
     async def _begin_exec(self, process: Process, name: str, folder: str, *, command: Sequence[str], size: tuple[int, int]) -> ExecSession:
         start, sync = process.pipes["_OCI_STARTPIPE"], _SyncPipe(process.pipes["_OCI_SYNCPIPE"])
@@ -300,42 +312,59 @@ class Supervisor:
         done = await self._run("state", identifier)
         if done.returncode != 0:
             return "", 0
-        state = msgspec.json.decode(done.stdout, type=_State)
+        try:
+            state = msgspec.json.decode(done.stdout, type=_State)
+        except msgspec.DecodeError as error:
+            raise RuntimeFailed("ask for the state of", identifier, "the runtime's answer makes no sense") from error
         return state.status, state.pid
 
     async def exit_code(self, identifier: str) -> int | None:
         """Return what the supervisor left as exit code, None if it left nothing."""
-        path = f"{self._paths.exits}/{identifier}"
-        if await self._world.disk.stat(path) is None:
+        try:
+            text = (await self._world.disk.read(f"{self._paths.exits}/{identifier}", n_bytes_max=64)).strip()
+        except OSError:  # none, or nothing that can be read: as if it had told nothing
             return None
-        text = (await self._world.disk.read(path, n_bytes_max=64)).strip()
         return int(text) & 0xFF if text.isdigit() else None
 
     async def forget(self, identifier: str) -> None:
-        """Remove the exit file."""
-        await self._world.disk.remove(f"{self._paths.exits}/{identifier}")
+        """Remove the exit file. Raises UnavailableError."""
+        path = f"{self._paths.exits}/{identifier}"
+        try:
+            await self._world.disk.remove(path)
+        except OSError as error:
+            raise from_os_error(error, "remove", path) from error
 
-    def running(self) -> dict[str, ProcessIdentity]:
-        """Return this instance's live supervisors of first processes, by container id."""
-        found = {}
+    def is_alive(self, supervisor: ProcessIdentity) -> bool:
+        """Return whether that very process lives."""
+        return self._world.processes.identify(supervisor.pid) == supervisor
+
+    def strays(self, known: Collection[ProcessIdentity]) -> list[tuple[str, ProcessIdentity]]:
+        """Return (container id, identity) of this instance's supervisors that no record names."""
+        found = []
         for identity, argv in self._world.processes.find(self._tools.supervisor):
-            if self._paths.exits in argv and "-c" in argv:
-                found[argv[argv.index("-c") + 1]] = identity
+            identifier = argv[argv.index("-c") + 1] if "-c" in argv[:-1] else ""
+            if self._paths.exits in argv and is_container_id(identifier) and identity not in known:
+                found.append((identifier, identity))
         return found
+
+    async def end(self, supervisor: ProcessIdentity) -> None:
+        """Kill a supervisor that is not our child, and the runtime it may be running, and wait until it is gone."""
+        self._world.processes.signal_group(supervisor, _SIGKILL)
+        async with asyncio.timeout(RUNTIME_TIMEOUT_S):
+            await self._world.processes.wait_gone(supervisor)
 
     def _common(self, identifier: str, session: str, name: str, folder: str, *, terminal: bool, stdin: bool) -> list[str]:
         return [
             *(self._tools.supervisor, "--api-version", "1", "--sync", "-c", identifier, "-u", session, "-n", name),
             *("-r", self._tools.runtime, "--runtime-arg", "--root", "--runtime-arg", self._paths.runtime_state),
-            *("-b", folder, "-p", f"{folder}/pid", "--full-attach", "--no-new-keyring", "--log-level", "error"),
+            *("-b", folder, "-p", f"{folder}/pid", "--full-attach", "--log-level", "error"),
             *(["-t"] if terminal else []),
             *(["-i"] if stdin else []),
         ]
 
     async def _spawn(self, argv: list[str], pipes: Mapping[str, Any], name: str) -> Process:
-        env = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
         try:
-            return await self._world.processes.spawn(argv, env=env, pipes=pipes)
+            return await self._world.processes.spawn(argv, env=_ENVIRONMENT, pipes=pipes)
         except OSError as error:
             raise from_os_error(error, "start the supervisor of", name) from error
 
@@ -345,12 +374,18 @@ class Supervisor:
 
     async def _run(self, *arguments: str) -> Any:
         argv = [self._tools.runtime, "--root", self._paths.runtime_state, *arguments]
-        return await self._world.processes.run(argv, timeout_s=RUNTIME_TIMEOUT_S)
+        return await self._world.processes.run(argv, env=_ENVIRONMENT, timeout_s=RUNTIME_TIMEOUT_S)
 
     async def _runtime(self, *arguments: str, name: str) -> None:
         done = await self._run(*arguments)
         if done.returncode != 0:
             raise classify(f"{arguments[0]}", name, done.stderr.decode(errors="replace"), ())
+
+
+async def _end(process: Process) -> None:
+    for pipe in process.pipes.values():
+        pipe.close()
+    await process.end()
 
 
 class _State(msgspec.Struct):

@@ -28,6 +28,7 @@ def main(argv: Sequence[str]) -> int:
         The exit code: 0 after a signal, else that of the error.
     """
     try:
+        daemon.set_umask()
         config = _configure(argv)
         loop = new_loop(config.event_loop)
         world = make_host_world()

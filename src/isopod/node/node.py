@@ -16,12 +16,13 @@ from isopod.runtime.logger import Logger
 from isopod.runtime.metrics import Registry
 from isopod.runtime.shutdown import ShutdownCoordinator, ShutdownPhase, ShutdownResource
 from isopod.world.disk import OpenFile
-from isopod.world.errors import AlreadyServing, from_os_error
+from isopod.world.errors import AlreadyServing, InvalidArgument, from_os_error
 from isopod.world.network import Listener, UnixAddress
 from isopod.world.world import World
 
 DRAIN_S: Final = 5.0
 SOCKET_MODE: Final = 0o660
+OTHERS_WRITE: Final = 0o022
 _LOCK: Final = "node.lock"
 
 
@@ -120,6 +121,11 @@ class Node:
     async def _lock(self, folder: str) -> None:
         disk = self._world.disk
         await disk.make_directory(folder, mode=0o711)
+        found = await disk.stat(folder)
+        if found is None or found.uid != 0 or found.mode & OTHERS_WRITE:
+            raise InvalidArgument(
+                "folder", folder, "it belongs to somebody else, or others may write to it", f"chown root {folder}; chmod 711 {folder}"
+            )
         path = f"{folder}/{_LOCK}"
         lock = await disk.lock(path, msgspec.json.encode({"pid": self._world.processes.own_pid()}))
         if lock is None:

@@ -98,6 +98,11 @@ class Attachments:
         if why:
             self._logger.error("network_adoption_failed", container=container_id, why=why)
 
+    async def network_of(self, container_id: str) -> str | None:
+        """Return the network on which a container was noted, None if on none."""
+        owner = await self._owners.read(container_id)
+        return owner.network if owner is not None else None
+
     async def sweep(self, prefix: str, folder: str) -> None:
         """Remove namespaces below `folder`, links of the instance and notes that no attached container has.
 

@@ -108,11 +108,12 @@ class Networks:
             raise from_os_error(error, "set up networks of", prefix) from error
         return networks
 
-    async def adopt(self, owners: Mapping[str, Endpoint]) -> None:
+    async def adopt(self, owners: Mapping[str, Endpoint], *, spared: Sequence[str] = ()) -> None:
         """Take over what the last daemon left, once, before the first `attach`.
 
         Args:
             owners: Running containers by id, with their end points. Namespaces and links of anybody else are removed.
+            spared: Ids of containers whose records cannot be read: what they hold, if anything, is theirs still.
 
         Raises:
             UnavailableError: The kernel or a disk failed.
@@ -121,6 +122,10 @@ class Networks:
             for container_id, endpoint in owners.items():
                 if endpoint.network not in _BUILT_IN:
                     await self._attachments.adopt(container_id, self._nets.get(endpoint.network))
+            for container_id in spared:
+                network = await self._attachments.network_of(container_id)
+                if network is not None:
+                    await self._attachments.adopt(container_id, self._nets.get(network))
             await self._attachments.sweep(self._prefix, self._folder)
         except OSError as error:
             raise from_os_error(error, "adopt networks of", self._prefix) from error
