@@ -106,6 +106,20 @@ def test_stdin_is_sent_within_the_window_and_ended(folder: str) -> None:
     assert b"".join(got) == data
 
 
+def test_a_closed_stdin_is_at_its_end(folder: str) -> None:
+    def script(peer: Peer) -> None:
+        peer.greet()
+        call, _ = peer.request("container.run")
+        assert peer.items(call, "stdin_end")[-1] == {"type": "stdin_end"}
+        peer.reply(call, ran(0))
+        peer.wait_closed()
+
+    with ScriptedNode(folder, script) as node:
+        command = ["sh", "-c", 'exec "$@" <&-', "sh", *command_line("-H", node.path, "run", "-i", "img", "cat")]
+        ended = subprocess.run(command, env=environment(), capture_output=True, check=False, timeout=TIMEOUT_S)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+
+
 def test_without_i_stdin_is_left_alone(folder: str) -> None:
     def script(peer: Peer) -> None:
         peer.greet()

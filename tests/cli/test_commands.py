@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from isopod.api import messages as m
 from isopod.api.methods import METHODS
-from tests.cli.scripted_node import Peer, ScriptedNode, answering, isopod, lines, refusing
+from tests.cli.scripted_node import Peer, ScriptedNode, answering, command_line, environment, isopod, lines, refusing
 
 TYPES = {method.name: method for method in METHODS}
 CONTAINER = {"id": "c" * 64, "name": "web", "status": "running"}
@@ -233,7 +234,7 @@ def test_version_of_both_ends(folder: str) -> None:
         ("run -m 3q img", 125, "error: size '3q': want digits with an optional suffix k, m, g or t"),
         ("run --cpus none img", 125, "error: cpus 'none': want a number of cores"),
         ("run --pids-limit 0 img", 125, "error: pids-limit '0': want a number of processes, or -1 for no limit"),
-        ("run -v data:/data img", 125, "error: volume 'data:/data': HOST is neither absolute nor relative"),
+        ("run -v data:/data img", 125, "error: volume 'data:/data': HOST begins with none of /, ./ and ../"),
         ("run -v /data img", 125, "error: volume '/data': want HOST:CONTAINER or HOST:CONTAINER:ro"),
         ("run -v /data:data img", 125, "error: volume '/data:data': CONTAINER is not an absolute path"),
         ("run -v /d:/d:rx img", 125, "error: volume '/d:/d:rx': 'rx' is neither ro nor rw"),
@@ -264,6 +265,30 @@ def test_words_that_are_not_utf8() -> None:
     ended = isopod("rm", os.fsdecode(b"a\xff"))
     assert ended.returncode == 2
     assert lines(ended.stderr) == ["error: argument 'a?': not UTF-8"]
+    assert isopod("run", "img", os.fsdecode(b"a\xff")).returncode == 125
+
+
+def test_output_that_is_closed_goes_nowhere(folder: str) -> None:
+    def script(peer: Peer) -> None:
+        peer.greet()
+        call, _ = peer.request("system.render")
+        peer.reply(call, {"text": "ID NAME"})
+        with pytest.raises(EOFError):
+            raise AssertionError(peer.next())
+
+    with ScriptedNode(folder, script) as node:
+        command = ["sh", "-c", 'exec "$@" >&-', "sh", *command_line("-H", node.path, "ps")]
+        ended = subprocess.run(command, env=environment(), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+
+
+def test_a_relative_volume_in_a_folder_that_is_gone(folder: str) -> None:
+    command = ["sh", "-c", 'rmdir "$PWD"; exec "$@"', "sh", *command_line("run", "-v", "./x:/x", "img")]
+    gone = os.path.join(folder, "gone")
+    os.mkdir(gone)
+    ended = subprocess.run(command, env=environment(), cwd=gone, capture_output=True, check=False)
+    assert ended.returncode == 125
+    assert lines(ended.stderr)[0] == "error: cannot use the working folder of this shell: No such file or directory"
 
 
 @pytest.mark.parametrize("code,exit_code", [("not_found", 1), ("kernel", 4), ("bad_record", 5), ("bug", 70), ("something_new", 1)])

@@ -29,6 +29,17 @@ def test_no_node(folder: str) -> None:
         assert lines(ended.stderr) == [f"error: cannot reach the isopod node at {path}: no such socket", START_HINT]
 
 
+def test_a_socket_of_a_long_path(folder: str) -> None:
+    far = os.path.join(folder, "f" * 120)
+    os.mkdir(far)
+    with ScriptedNode(folder, answering("system.render", {"text": "ID\n"})) as node:
+        os.symlink(node.path, far + "/node.sock")
+        ended = isopod("-H", far + "/node.sock", "ps")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"ID\n", b"")
+    missing = isopod("-H", far + "/none.sock", "ps")
+    assert (missing.returncode, lines(missing.stderr)[0]) == (3, f"error: cannot reach the isopod node at {far}/none.sock: no such socket")
+
+
 def test_a_socket_nobody_listens_on(folder: str) -> None:
     path = folder + "/dead.sock"
     with socket.socket(socket.AF_UNIX) as left:

@@ -85,6 +85,37 @@ def test_load_from_file_and_from_stdin(folder: str) -> None:
         assert b"".join(got) == b"archive"
 
 
+def test_load_of_a_folder_sends_it_as_an_archive(folder: str) -> None:
+    layout = os.path.join(folder, "layout")
+    os.mkdir(layout)
+    with open(os.path.join(layout, "oci-layout"), "w", encoding="ascii") as file:
+        file.write("{}")
+    got: list[bytes] = []
+    with ScriptedNode(folder, taking("image.load", {"images": []}, got, [])) as node:
+        ended = isopod("-H", node.path, "load", "-i", layout)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    with tarfile.open(fileobj=io.BytesIO(b"".join(got))) as archive:
+        assert archive.getnames() == [".", "./oci-layout"]
+
+
+def test_a_refused_folder_leaves_the_word_to_the_node(folder: str) -> None:
+    root = os.path.join(folder, "root")
+    os.mkdir(root)
+    with open(os.path.join(root, "large"), "wb") as file:
+        file.truncate(5 << 20)
+
+    def script(peer: Peer) -> None:
+        peer.greet()
+        call, _ = peer.request("image.import")
+        peer.next()
+        peer.error(call, "no_space", "no space left", exit_code=4)
+        peer.wait_closed()
+
+    with ScriptedNode(folder, script) as node:
+        ended = isopod("-H", node.path, "import", root, "x")
+    assert (ended.returncode, lines(ended.stderr)) == (4, ["error: no space left"])
+
+
 def test_a_refusal_in_the_middle_ends_the_upload(folder: str) -> None:
     def script(peer: Peer) -> None:
         peer.greet()

@@ -330,7 +330,7 @@ IMAGE_COMMANDS: Final = (
         ("load", "image load"),
         "take the images of an archive made by `docker save` or in the OCI layout",
         about="Without -i the archive is read from standard input.",
-        options=(Option("-i --input", "the archive's file", "FILE", default="standard input", complete="file"),),
+        options=(Option("-i --input", "the archive, or a folder in the OCI layout", "FILE", default="standard input", complete="file"),),
         examples=("isopod load -i alpine.tar", "docker save alpine | isopod load"),
         method="image.load",
     ),

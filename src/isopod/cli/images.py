@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from isopod.cli.lean import Link
     from isopod.cli.parse import Parsed
+    from isopod.cli.upload import FileSource, FolderSource
 
 
 def list_(parsed: Parsed) -> int:
@@ -44,15 +45,10 @@ def remove(parsed: Parsed) -> int:
 
 def import_(parsed: Parsed) -> int:
     """`isopod import`."""
-    from isopod.cli.upload import FileSource, FolderSource, upload
+    from isopod.cli.upload import upload
 
     source, name = parsed.words
-    if source == "-":
-        data: FileSource | FolderSource = FileSource(_stdin("isopod import FILE NAME reads a file"), owned=False)
-    elif console.is_folder(source):
-        data = FolderSource(source)
-    else:
-        data = FileSource(_open(source), owned=True)
+    data = _source(source, "isopod import FILE NAME reads a file")
     with data, open_link(parsed) as link:
         image = upload(link, "image.import", {"name": name, "total_bytes": data.total_bytes}, data)
     say(text_of(image, "id") + "\n")
@@ -61,19 +57,24 @@ def import_(parsed: Parsed) -> int:
 
 def load(parsed: Parsed) -> int:
     """`isopod load`."""
-    from isopod.cli.upload import FileSource, upload
+    from isopod.cli.upload import upload
 
-    path = parsed.value("input")
-    if path and path != "-":
-        data = FileSource(_open(path), owned=True)
-    else:
-        data = FileSource(_stdin("isopod load -i FILE reads a file"), owned=False)
+    data = _source(parsed.value("input") or "-", "isopod load -i FILE reads a file")
     with data, open_link(parsed) as link:
         loaded = upload(link, "image.load", {"total_bytes": data.total_bytes}, data)
     for image in rows_of(loaded, "images"):
         names = [name for name in rows_of(image, "names") if isinstance(name, str)]
         say("".join(f"loaded: {name}\n" for name in names or [text_of(image, "id")]))
     return 0
+
+
+def _source(path: str, hint: str) -> FileSource | FolderSource:
+    """Open what is sent: standard input for "-", else a folder or a file."""
+    from isopod.cli.upload import FileSource, FolderSource
+
+    if path == "-":
+        return FileSource(_stdin(hint), owned=False)
+    return FolderSource(path) if console.is_folder(path) else FileSource(_open(path), owned=True)
 
 
 def _stdin(hint: str) -> int:

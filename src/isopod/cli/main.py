@@ -37,12 +37,13 @@ def main(argv: list[str], *, site_packages: str = "") -> int:
     """
     parsed: Parsed | None = None
     try:
-        _check_text(argv)
+        console.hold_standard_descriptors()
         if argv[:1] == ["__complete"]:
             from isopod.cli.completion import candidates
 
             return _print("".join(word + "\n" for word in candidates(argv[1:])))
         parsed = parse(argv)
+        _check_text(argv)
         return _run(parsed, site_packages)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

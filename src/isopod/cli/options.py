@@ -29,7 +29,7 @@ def mount(text: str) -> dict[str, object]:
     if len(parts) == 3 and parts[2] not in _HOW:
         raise invalid("volume", text, f"{parts[2]!r} is neither ro nor rw")
     if not source.startswith(("/", "./", "../")) and source not in (".", ".."):
-        raise invalid("volume", text, "HOST is neither absolute nor relative", f"for a folder here: ./{source}:{destination}")
+        raise invalid("volume", text, "HOST begins with none of /, ./ and ../", f"for a folder here: ./{source}:{destination}")
     if not destination.startswith("/"):
         raise invalid("volume", text, "CONTAINER is not an absolute path")
     read_only = len(parts) == 3 and _HOW[parts[2]]
