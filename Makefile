@@ -17,10 +17,10 @@ ifdef JOBS
 export CARGO_BUILD_JOBS := $(JOBS)
 endif
 
-.PHONY: help setup core run stop test test-unit test-host test-rust lint format rows docs bench-run clean
+.PHONY: help setup core run stop test test-unit test-host test-rust test-v2 lint format rows docs bench-run clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install what is missing: Debian packages, the virtual environment, the Rust core, the launcher
 	@scripts/setup.sh
@@ -45,6 +45,10 @@ test-host: setup ## Run the tests that need root and the real kernel
 
 test-rust: setup ## Run the Rust core's own tests
 	@scripts/cargo.sh test --quiet
+
+test-v2: setup ## Run a part of them in a virtual machine with cgroup v2 only (fetches QEMU and a kernel; takes minutes)
+	@scripts/vm.sh
+	@$(PYTEST) tests/vm -m vm $(ARGS)
 
 lint: setup ## Check format, style, types, floors, stubs, rows and generated files
 	@scripts/lint.sh

@@ -23,16 +23,50 @@ INSIDE: Final = "isopod"
 """Where the project lies on the guest's disk."""
 DISK_MIB: Final = 1024
 MODULES: Final = (
-    *("virtio_blk", "virtio_rng", "overlay", "veth", "bridge", "tun", "erofs", "loop"),
+    *("virtio_pci", "virtio_blk", "virtio_rng", "overlay", "veth", "bridge", "tun", "erofs", "loop"),
     *("nf_tables", "nft_ct", "nft_nat", "nft_masq", "nft_chain_nat", "nft_redir", "nft_reject_inet", "nft_fib_inet", "nft_limit"),
 )
 PROGRAMS: Final = (
     *("dash", "busybox", "python3.11", "env", "cat", "sleep", "mount", "umount", "nsenter", "unshare", "tar"),
     *("crun", "runc", "conmon", "ip", "nft"),
 )
-FOLDERS: Final = ("dev", "etc", "opt/busybox", "proc", "root", "run", "sys", "tmp", "usr/bin", "usr/sbin", "usr/lib", "usr/lib64", "var/lib")
-DATA: Final = ("/usr/share/containers", "/etc/containers", "/etc/os-release", "/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/ld.so.conf.d")
-WITHOUT: Final = ("mypy*", "*__mypyc*", "pip", "setuptools", "pkg_resources", "grimp", "rich", "ruff*", "maturin*", "importlinter", "*.so.debug")
+FOLDERS: Final = (
+    "dev",
+    "etc",
+    "opt/busybox",
+    "proc",
+    "root",
+    "run",
+    "sys",
+    "tmp",
+    "usr/bin",
+    "usr/sbin",
+    "usr/lib",
+    "usr/lib64",
+    "var/lib",
+)
+DATA: Final = (
+    "/usr/share/containers",
+    "/etc/containers",
+    "/etc/os-release",
+    "/etc/passwd",
+    "/etc/group",
+    "/etc/nsswitch.conf",
+    "/etc/ld.so.conf.d",
+)
+WITHOUT: Final = (
+    "mypy*",
+    "*__mypyc*",
+    "pip",
+    "setuptools",
+    "pkg_resources",
+    "grimp",
+    "rich",
+    "ruff*",
+    "maturin*",
+    "importlinter",
+    "*.so.debug",
+)
 """What of the virtual environment no test of a node needs."""
 
 
@@ -79,7 +113,9 @@ def write_disk(path: Path, arguments: Sequence[str]) -> None:
     try:
         _fill(tree)
         (tree / "arguments").write_text("\n".join(arguments), encoding="utf-8")
-        command = ["/usr/sbin/mke2fs", "-q", "-F", "-t", "ext4", "-E", "lazy_itable_init=1", "-d", str(tree), str(path), f"{DISK_MIB}M"]
+        with path.open("wb") as file:
+            file.truncate(DISK_MIB << 20)
+        command = ["/usr/sbin/mke2fs", "-q", "-F", "-t", "ext4", "-E", "lazy_itable_init=1", "-d", str(tree), str(path)]
         subprocess.run(command, check=True, timeout=120)
     finally:
         shutil.rmtree(tree, ignore_errors=True)
@@ -101,18 +137,19 @@ def _fill(tree: Path) -> None:
     (tree / "tmp").chmod(0o1777)
     for name in ("bin", "sbin", "lib", "lib64"):
         (tree / name).symlink_to(f"usr/{name}")
-    programs = [path for path in map(_program, PROGRAMS)]
+    programs = list(map(_program, PROGRAMS))
     for program in programs:
         _copy(tree, program)
     (tree / "usr/bin/sh").symlink_to("dash")
     (tree / "usr/bin/python3").symlink_to("python3.11")
-    shutil.copytree("/usr/lib/python3.11", tree / "usr/lib/python3.11", symlinks=True, ignore=shutil.ignore_patterns("config-3.11-*", "test"))
+    standard = tree / "usr/lib/python3.11"
+    shutil.copytree("/usr/lib/python3.11", standard, symlinks=True, ignore=shutil.ignore_patterns("config-3.11-*", "test"))
     _copy_environment(tree / INSIDE / ".venv")
     for name in ("src", "tests", "pyproject.toml", "docs", "scripts"):
         _copy_any(PROJECT / name, tree / INSIDE / name)
     for name in DATA:
         _copy_any(Path(name), tree / name.lstrip("/"))
-    libraries = [str(path) for path in (tree / INSIDE).rglob("*.so")] + [str(path) for path in (tree / "usr/lib/python3.11").rglob("*.so")]
+    libraries = [str(path) for place in (tree / INSIDE, standard) for path in place.rglob("*.so")]
     for library in sorted(set(_libraries([*programs, *libraries]))):
         _copy(tree, library)
     # What a tool looks for by a library's plain name (ctypes, "libc.so.6") is found through the cache.
@@ -150,7 +187,8 @@ def _program(name: str) -> str:
 
 def _libraries(files: Sequence[str]) -> Iterator[str]:
     """Yield the shared libraries that files need. ldd says on stderr which of them are static, and then exits with 1."""
-    said = subprocess.run(["/usr/bin/ldd", *files], check=False, capture_output=True, text=True, timeout=60, env={**os.environ, "LC_ALL": "C"})
+    environment = {**os.environ, "LC_ALL": "C"}
+    said = subprocess.run(["/usr/bin/ldd", *files], check=False, capture_output=True, text=True, timeout=60, env=environment)
     for match in re.finditer(r"^\t(?:\S+ => )?(/\S+) \(0x", said.stdout, re.MULTILINE):
         if not match.group(1).startswith(str(PROJECT)):
             yield match.group(1)

@@ -50,7 +50,8 @@ def boot(folder: Path, arguments: Sequence[str], timeout_s: float) -> Outcome:
         file.truncate(RESULT_MIB << 20)
     environment = {**os.environ, "TMPDIR": str(folder)}  # where QEMU keeps what the guest writes to its root disk
     with (folder / "qemu.log").open("wb") as log:
-        machine = subprocess.Popen(_command(folder), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True)
+        command = _command(folder)
+        machine = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True)
         try:
             code = machine.wait(timeout_s)
         except subprocess.TimeoutExpired as error:
@@ -68,6 +69,8 @@ def _command(folder: Path) -> Sequence[str]:
     kernel = next(iter(sorted((KERNEL / "boot").glob("vmlinuz-*"))))
     words = f"console=ttyS0 reboot=t panic=-1 loglevel=4 tsc=reliable tsc_early_khz={_host_khz()} no_timer_check cgroup_no_v1=all"
     return (
+        # Should this process be killed itself, the kernel kills the machine.
+        *("setpriv", "--pdeathsig", "KILL"),
         *(QEMU, "-M", "q35", "-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max", "-m", str(MEMORY_MIB), "-smp", "2"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-kernel", str(kernel), "-initrd", str(folder / "memory.gz"), "-append", words, "-serial", f"file:{folder / 'console.log'}"),

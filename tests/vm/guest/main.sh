@@ -1,7 +1,8 @@
 #!/bin/sh
 # The guest's first process on its disk: a machine with one cgroup2 hierarchy, on which pytest runs once; then it is over.
 #
-# No controller is enabled below the hierarchy's root: where systemd runs some are, so this is the harder case. The options are systemd's.
+# The mount's options are systemd's, and the node lives in a group of its own, as a service does. But no controller is enabled below the
+# root: where systemd runs some are, so this is the harder case.
 # What the tests said goes as a tar to the second disk; the console only shows what a person would want to see after a failure.
 export PATH=/usr/sbin:/usr/bin:/opt/busybox HOME=/root LANG=C.UTF-8 PYTHONHASHSEED=0
 mount -t proc proc /proc
@@ -13,6 +14,8 @@ mount -t devpts -o newinstance,ptmxmode=0666,mode=0620 devpts /dev/pts
 mount -t tmpfs -o mode=1777 tmpfs /dev/shm
 mount -t tmpfs -o mode=0755 tmpfs /run
 mount -t cgroup2 -o nsdelegate,memory_recursiveprot cgroup2 /sys/fs/cgroup
+mkdir -p /sys/fs/cgroup/system.slice/isopod.service
+echo $$ >/sys/fs/cgroup/system.slice/isopod.service/cgroup.procs
 ip link set lo up
 hostname isopod-v2
 echo 1 >/proc/sys/net/ipv4/ip_forward
@@ -21,6 +24,7 @@ mkdir /result
 uname -r >/result/kernel
 cat /proc/mounts >/result/mounts
 cat /sys/fs/cgroup/cgroup.subtree_control >/result/enabled
+cat /proc/self/cgroup >/result/group
 cd /isopod || reboot -f
 IFS='
 '
