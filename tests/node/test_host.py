@@ -209,6 +209,17 @@ async def test_a_second_daemon_on_the_same_data_is_refused(host_rig: Rig) -> Non
         assert (await rig.run("echo", "alive")).stdout == b"alive\n"
 
 
+async def test_a_node_that_cannot_start_leaves_nothing_mounted(host_rig: Rig) -> None:
+    async with host_rig as rig:
+        program = "import sys; from isopod.node.main import main; sys.exit(main(sys.argv[1:]))"
+        paths = ["--root", rig.config.paths["root"], "--run-root", f"{rig.folder}/other", "--prefix", "isopodt9"]
+        env = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(path for path in sys.path if path.endswith("src"))}
+        done = await rig.world.processes.run([sys.executable, "-c", program, *paths], env=env)
+        assert done.returncode == 4
+        mounts = (await rig.world.disk.read("/proc/self/mountinfo")).decode()
+        assert f"{rig.folder}/other" not in mounts
+
+
 def pipe(rig: Rig) -> m.Mount:
     """Return a mount of a new named pipe that a container can wait on."""
     os.mkfifo(f"{rig.folder}/pipe")

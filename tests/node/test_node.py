@@ -105,7 +105,7 @@ def test_an_error_is_one_line_and_a_hint() -> None:
     [
         (["--rooot", "/x"], "error: flag '--rooot': unknown"),
         (["--root", "relative"], "error: --root 'relative': want an absolute path"),
-        (["--root"], "error: flag '--root': wants a value"),
+        (["--root"], "error: flag '--root': unknown, or it wants a value"),
         (["stray"], "error: argument 'stray': unexpected"),
         (["--config", "/nowhere/isopod.toml"], "error: config file '/nowhere/isopod.toml': no such file"),
         (["--pool-size", "many"], "error: --pool-size 'many': want a whole number from 0 to 256"),

@@ -48,6 +48,7 @@ def describe(error: IsopodError) -> str:
 async def _serve(world: World, config: NodeConfig, logger: Logger) -> int:
     # The namespace comes first: entering it needs a process that has no other thread yet.
     run_root = config.paths["run_root"]
+    pinned_before = await world.disk.stat(pin_of(config)) is not None
     try:
         await world.disk.make_directory(run_root, mode=0o711)
         await world.disk.make_directory(f"{run_root}/ns")
@@ -57,7 +58,12 @@ async def _serve(world: World, config: NodeConfig, logger: Logger) -> int:
     kind, why = ("asyncio", "asked for") if config.event_loop == "asyncio" else loop_facts()
     facts = NodeFacts(started_at_ns=world.clock.now_ns(), event_loop=f"{kind} ({why})", core=__version__)
     node = Node(world, config, logger, facts)
-    await node.start(socket_gid=daemon.group_id(config.socket_group))
+    try:
+        await node.start(socket_gid=daemon.group_id(config.socket_group))
+    except BaseException:
+        if not pinned_before:  # it is ours alone, and nothing runs in it
+            await world.kernel.release(pin_of(config))
+        raise
     await node.stop(await daemon.wait_signal())
     return 0
 
@@ -85,9 +91,8 @@ def _flags(argv: Sequence[str]) -> Mapping[str, str]:
         flag, equals, value = word.partition("=")
         if not flag.startswith("--"):
             raise InvalidArgument("argument", word, "unexpected", "see `isopod node --help`")
-        if not equals:
-            if not words:
-                raise InvalidArgument("flag", flag, "wants a value", "see `isopod node --help`")
-            value = words.pop(0)
+        if not equals and not words:
+            raise InvalidArgument("flag", flag, "unknown, or it wants a value", "see `isopod node --help`")
+        value = value if equals else words.pop(0)
         flags[flag] = value
     return flags

@@ -20,7 +20,8 @@ from isopod.world.errors import AlreadyServing, InvalidArgument, from_os_error
 from isopod.world.network import Listener, UnixAddress
 from isopod.world.world import World
 
-DRAIN_S: Final = 5.0
+DRAIN_S: Final = 2.0
+"""How long calls may take to end by themselves. Those that follow a log or carry a terminal never do: their clients come back."""
 SOCKET_MODE: Final = 0o660
 OTHERS_WRITE: Final = 0o022
 _LOCK: Final = "node.lock"
@@ -78,8 +79,8 @@ class Node:
         paths = self._config.paths
         metrics = Registry()
         try:
-            await self._lock(paths["root"])
-            await self._lock(paths["run_root"])
+            for folder in dict.fromkeys((paths["root"], paths["run_root"])):
+                await self._lock(folder)
         except OSError as error:
             raise from_os_error(error, "lock", paths["root"]) from error
         config = self._config

@@ -270,3 +270,8 @@ async def test_stat_tells_the_owner(host_world: World, folder: str) -> None:
     os.symlink("a", f"{folder}/link")
     found = [await host_world.disk.stat(f"{folder}/{name}") for name in ("a", "link")]
     assert [each.uid for each in found if each is not None] == [4711, os.geteuid()]
+
+
+async def test_a_folder_where_the_kernel_takes_none_is_refused(host_world: World) -> None:
+    with pytest.raises(OSError, match="No such file"):
+        await host_world.disk.make_directory("/proc/isopod/root")

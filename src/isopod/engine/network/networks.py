@@ -383,7 +383,7 @@ class Networks:
     def _net(self, name: str) -> Net:
         net = self._nets.get(name)
         if net is None:
-            raise NotFound("network", name, f"create it: isopod network create {name}; `isopod network ls` shows those there are")
+            raise NotFound("network", name, "`isopod network ls` lists them, `isopod network create` makes one")
         return net
 
 

@@ -94,7 +94,10 @@ def make_directory(path: str, mode: int) -> None:
     try:
         os.mkdir(path, mode)
     except FileNotFoundError:
-        make_directory(os.path.dirname(path), mode & PARENT_MODE)
+        parent = os.path.dirname(path)
+        if os.path.isdir(parent):  # it is there, and takes no folders: below /proc
+            raise
+        make_directory(parent, mode & PARENT_MODE)
         make_directory(path, mode)
     except FileExistsError:
         if not os.path.isdir(path):
