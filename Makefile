@@ -1,6 +1,7 @@
 # The targets of isopod. `make help` lists them from the comments behind their names.
 #
 #   JOBS=1      build with one job, for small machines
+#   PKG=net     only the tests of one package: make test PKG=runtime
 #   ARGS=...    more arguments for pytest: make test-unit ARGS="-k addresses"
 #
 # Everything that is built lies in .venv/, build/ and rust/*/target/; `make clean` removes it.
@@ -17,13 +18,16 @@ ifdef JOBS
 export CARGO_BUILD_JOBS := $(JOBS)
 endif
 
-.PHONY: help setup core run stop test test-unit test-host test-rust test-v2 lint format rows docs bench-run clean
+.PHONY: help setup setup-tests core run stop test test-unit test-host test-rust test-v2 lint format rows docs bench-run clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install what is missing: Debian packages, the virtual environment, the Rust core, the launcher
 	@scripts/setup.sh
+
+setup-tests: ## Set up, and install what only tests use (curl, a headless browser)
+	@scripts/setup.sh --tests
 
 core: ## Build the Rust core again if its sources changed
 	@scripts/setup.sh
@@ -34,13 +38,13 @@ run: setup ## Start a node if none answers, run a first container on it, say wha
 stop: ## Stop the node that `make run` started
 	@scripts/stop.sh
 
-test: setup test-rust ## Run all tests
-	@$(PYTEST) $(ARGS)
+test: setup-tests test-rust ## Run all tests, or with PKG=net those of one package
+	@$(PYTEST) $(if $(PKG),tests/$(PKG)) $(ARGS)
 
-test-unit: setup ## Run the tests that need neither root nor the kernel's features, without the slow ones
+test-unit: setup-tests ## Run the tests that need neither root nor the kernel's features, without the slow ones
 	@$(PYTEST) -m "not host and not slow" $(ARGS)
 
-test-host: setup ## Run the tests that need root and the real kernel
+test-host: setup-tests ## Run the tests that need root and the real kernel
 	@$(PYTEST) -m host $(ARGS)
 
 test-rust: setup ## Run the Rust core's own tests

@@ -40,6 +40,7 @@ class Engine:
         start: Brings it up and gives it the image of the root file system (folder, tar); returns its version, "" for none.
         bridge: What its default bridge network is called.
         run_options: What every run needs besides.
+        remove_options: What `rm -f` needs so that it kills at once, as the others do, instead of waiting for each container's grace.
         environment: For every command.
     """
 
@@ -51,6 +52,7 @@ class Engine:
         *,
         bridge: str = "bridge",
         run_options: Sequence[str] = (),
+        remove_options: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
@@ -59,6 +61,7 @@ class Engine:
         self._start = start
         self._bridge = bridge
         self._run_options = list(run_options)
+        self._remove_options = list(remove_options)
 
     def start(self, rootfs: Path, archive: Path) -> None:
         """Bring it up; a CommandFailed or OSError says why that did not work."""
@@ -83,7 +86,7 @@ class Engine:
 
     def remove(self, containers: Sequence[str]) -> list[str]:
         """Return the command line that removes running containers."""
-        return [*self._base, "rm", "-f", *containers]
+        return [*self._base, "rm", "-f", *self._remove_options, *containers]
 
     def version(self) -> list[str]:
         """Return the command line that prints the client's version and talks to nobody."""
@@ -118,7 +121,7 @@ def podman(folder: Path) -> Engine:
         quiet([*base, "import", str(archive), IMAGE])
         return quiet([*base, "version", "--format", "{{.Client.Version}}"]).strip()
 
-    return Engine("podman", base, start, bridge="podman", run_options=["--cgroup-parent", CGROUP_PARENT])
+    return Engine("podman", base, start, bridge="podman", run_options=["--cgroup-parent", CGROUP_PARENT], remove_options=["--time", "0"])
 
 
 def docker(folder: Path) -> Engine:
@@ -158,7 +161,7 @@ def trixie(folder: Path) -> Engine:
         quiet([*base, "import", "/bench/image.tar", IMAGE])
         return quiet([*base, "version", "--format", "{{.Client.Version}}"]).strip()
 
-    return Engine("podman", base, start, bridge="podman", run_options=["--cgroup-parent", CGROUP_PARENT])
+    return Engine("podman", base, start, bridge="podman", run_options=["--cgroup-parent", CGROUP_PARENT], remove_options=["--time", "0"])
 
 
 class Crun:

@@ -1,6 +1,7 @@
 #!/bin/bash
 # Set-up: makes a fresh Debian 12 machine able to build, run and test isopod. Safe to repeat, and quick when all is there.
 #
+# With --tests it also installs what only tests use: independent peers (curl, a headless browser).
 # Four steps, each skipped when its result is in place: Debian packages, the virtual environment (exactly the versions of
 # requirements.lock), the Rust core, the launcher .venv/bin/isopod. Rules: apt-get only for what is missing; the package lists are
 # fetched only when they do not know a package or are too old to install it; no step needs a terminal.
@@ -16,6 +17,7 @@ readonly PACKAGES=(
     ca-certificates python3 python3-venv gcc libc6-dev
     crun runc conmon busybox-static nftables iproute2 golang-github-containers-common
 )
+readonly TEST_PACKAGES=(curl chromium-headless-shell)
 
 say() { printf 'set-up: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 1; }
@@ -96,6 +98,10 @@ ensure_core() {
 mkdir -p build
 exec 9>build/setup.lock
 flock 9
-install_packages "${PACKAGES[@]}"
+case "${1-}" in
+    "") install_packages "${PACKAGES[@]}" ;;
+    --tests) install_packages "${PACKAGES[@]}" "${TEST_PACKAGES[@]}" ;;
+    *) fail "unknown argument: $1" ;;
+esac
 ensure_environment
 ensure_core
