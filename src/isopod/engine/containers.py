@@ -9,6 +9,7 @@ Not here: how a process is started (`supervisor`), what surrounds it (`stage`), 
 """
 
 import asyncio
+import errno
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
@@ -226,7 +227,7 @@ class Containers:
             return await session.wait()
         finally:
             session.close()
-            self._background(self._world.disk.remove_tree(folder), "exec_clear")
+            self._background(self._clear_exec(session, folder), f"watch exec in {entry.record.id}")
 
     async def commit(self, request: CommitContainer) -> Image:
         """Make an image of a container's files; a running one is frozen meanwhile."""
@@ -443,6 +444,17 @@ class Containers:
         session = starting.result()
         await self._signal_pid(session.pid, _SIGKILL)
         session.close()
+        await self._clear_exec(session, folder)
+
+    async def _clear_exec(self, session: ExecSession, folder: str) -> None:
+        """Remove a session's folder: at once, as a command that lost its client may run on for long, and again when its supervisor is
+        gone, which may have been writing the exit code into it."""
+        try:
+            await self._world.disk.remove_tree(folder)
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise
+        await session.wait_supervisor()
         await self._world.disk.remove_tree(folder)
 
     async def _stop(self, entry: _Entry, timeout_s: float) -> None:

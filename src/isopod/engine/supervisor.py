@@ -200,6 +200,10 @@ class ExecSession:
         await self._process.wait()
         return message.data if message is not None and message.data >= 0 else None
 
+    async def wait_supervisor(self) -> None:
+        """Return when the command's supervisor has ended: from then on nobody writes into the session's folder."""
+        await self._process.wait()
+
     def close(self) -> None:
         """Let go of pipes and sockets; the command runs on."""
         self._sync.close()
