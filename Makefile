@@ -64,8 +64,9 @@ format: setup ## Format the sources
 rows: setup ## Print the promises and the tests that keep them; fail if a claimed one has none
 	@$(PYTHON) -m scripts.rows
 
-docs: setup ## Write the generated documents again
+docs: setup ## Write the generated documents again, and the API reference to build/reference
 	@$(PYTHON) -m scripts.docs
+	@$(PYTHON) -m scripts.reference
 
 bench-run: setup ## Measure run, exec and ps beside podman, docker and crun (installs them)
 	@$(PYTHON) -m benchmarks.run $(ARGS)

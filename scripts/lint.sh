@@ -42,6 +42,7 @@ check_rust "Rust format" fmt --check
 check_rust "Rust style" clippy --quiet --all-targets -- --deny warnings
 check "rows" python -m scripts.rows --quiet
 check "generated documents" python -m scripts.docs --check
+check "API reference" python -m scripts.reference --check
 
 if [ ${#failed[@]} -gt 0 ]; then
     printf 'lint: %d of the checks failed: %s\n' "${#failed[@]}" "$(IFS=,; echo "${failed[*]}")"
