@@ -1,13 +1,9 @@
-"""One seed, one history: in this process, and in others whose hashes differ. And the whole node, killed at many instants."""
+"""One seed, one history: in this process, and in others whose hashes differ."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
-
-from tests.world.sim import whole_node
 
 HERE = Path(__file__).parent
 
@@ -24,13 +20,3 @@ def test_equal_seeds_give_equal_digests_whatever_the_hash_seed() -> None:
 
 def test_another_seed_gives_another_digest() -> None:
     assert digest("scenario.py", 7, hash_seed=1) != digest("scenario.py", 8, hash_seed=1)
-
-
-def test_a_whole_node_is_as_deterministic() -> None:
-    assert digest("whole_node.py", 3, hash_seed=1) == digest("whole_node.py", 3, hash_seed=2)
-
-
-@pytest.mark.row("R31")
-@pytest.mark.parametrize("seed", range(12))
-def test_a_node_killed_at_any_instant_loses_and_leaks_nothing(seed: int) -> None:
-    assert len(whole_node.digest(seed)) == 64
