@@ -18,10 +18,10 @@ ifdef JOBS
 export CARGO_BUILD_JOBS := $(JOBS)
 endif
 
-.PHONY: help setup setup-tests core run stop test test-unit test-host test-rust test-v2 lint format rows docs bench-run clean
+.PHONY: help setup setup-tests core run stop test test-unit test-host test-rust test-v2 lint format rows docs bench-run bench-runtime soak-runtime validate clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install what is missing: Debian packages, the virtual environment, the Rust core, the launcher
 	@scripts/setup.sh
@@ -70,6 +70,15 @@ docs: setup ## Write the generated documents again, and the API reference to bui
 
 bench-run: setup ## Measure run, exec and ps beside podman, docker and crun (installs them)
 	@$(PYTHON) -m benchmarks.run $(ARGS)
+
+bench-runtime: setup ## Measure the runtime, HTTP, RPC and shards beside their peers (installs them); ARGS="--quick http" for a part
+	@$(PYTHON) -m benchmarks.runtime $(ARGS)
+
+soak-runtime: setup ## Ten minutes at full load with clients that die, stall and misbehave; fail if anything leaks
+	@$(PYTHON) -m benchmarks.soak $(ARGS)
+
+validate: setup ## Build, test, check and measure everything, and fail if any part fails
+	@$(PYTHON) -m scripts.validate $(ARGS)
 
 clean: stop ## Remove everything that was built, the virtual environment too
 	@rm -rf .venv build rust/target rust/*/target .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -6,8 +6,8 @@ An `async def test_...` runs on the loop of its World fixture (a plain fresh loo
 - `host_world` gives the host's `World`, `sim_world` the `SimWorld` (its ports are `sim_world.world`, beside the handles for faults);
 - `folder` is an empty folder on the disk of the World in use.
 
-Host loops are uvloop; below tests/world every host test runs on asyncio's own loop too. A body that leaves a task running, or during
-which a callback failed unseen, or that leaves a transport open, fails.
+Host loops are uvloop; below tests/world every host test runs on asyncio's own loop too, and those of sockets on the polling one. A body
+that leaves a task running, or during which a callback failed unseen, or that leaves a transport open, fails.
 """
 
 import asyncio
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 HERE: Final = os.path.dirname(os.path.abspath(__file__))
 CLEANING_S: Final = 10.0
 """How long before pytest-timeout's limit a body is cancelled."""
+POLLED: Final = frozenset(("test_network.py", "test_network_tls.py"))
+"""Test files whose bodies run on the polling loop too: the other ports do not care where their callbacks come from."""
 GRACE_TURNS: Final = 10
 """Loop turns in which tasks and transports that are already ending may end."""
 
@@ -51,8 +53,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run bodies that take `world` on both Worlds; below tests/world also on both host loops."""
     is_port_test = os.path.dirname(str(metafunc.definition.path)).startswith(os.path.join(HERE, "world"))
     kinds = ["uvloop", "asyncio"] if is_port_test else ["uvloop"]
+    if is_port_test and metafunc.definition.path.name in POLLED:
+        kinds.append("polling")
     if "world" in metafunc.fixturenames:
-        names = ["host", "host-asyncio"] if is_port_test else ["host"]
+        names = ["host" if kind == "uvloop" else f"host-{kind}" for kind in kinds]
         metafunc.parametrize("world", [*kinds, "sim"], ids=[*names, "sim"], indirect=True)
     elif "host_world" in metafunc.fixturenames and is_port_test:
         metafunc.parametrize("host_world", kinds, indirect=True)

@@ -1,9 +1,38 @@
 """Types of the Rust core (`rust/core`), checked against the built module by stubtest. Long calls release the GIL."""
 
 from collections.abc import Callable, Sequence
+from typing import Any, Self, final
+
+from _typeshed import ReadableBuffer, WriteableBuffer
 
 class ArchiveError(Exception):
     """An archive entry is unsafe, damaged, or over a limit. args = (entry, why)."""
+
+class RingError(Exception):
+    """A ring shared with another process is damaged, or a message does not fit it. args = (why,)."""
+
+@final
+class Ring:
+    """One end of a pair of rings in a memfd of `create_ring`. `side` is 0 at one end, 1 at the other. The descriptor may be closed then."""
+
+    def __new__(cls, fd: int, side: int, message_bytes_max: int) -> Self: ...
+    def push(self, messages: list[bytes]) -> tuple[int, bool]:
+        """Write the messages of a list until the ring is full; returns how many are wholly written, and whether to wake the peer.
+
+        If not all were, the first that was not must come first the next time; the peer wakes us when there is room.
+        """
+
+    def pop(self, n_bytes_max: int) -> tuple[list[bytes], bool]:
+        """Take messages until the ring is empty or `n_bytes_max` are exceeded; returns them, and whether to wake the peer."""
+
+    def may_sleep(self) -> bool:
+        """Ask to be woken for the next message; False if there is one already."""
+
+def create_ring(n_bytes: int) -> int:
+    """Make the memfd of a pair of rings, `n_bytes` each way (a power of two, 4 KiB to 1 GiB); returns its descriptor, close-on-exec."""
+
+def apply_mask(data: bytes, key: bytes) -> bytes:
+    """Return `data` combined by XOR with the 4 bytes of `key`, repeated. ValueError: the key has another length."""
 
 def unpack_layer(
     fd: int,
@@ -93,3 +122,43 @@ def list_routes() -> list[str]:
 
 def pidfd_open(pid: int) -> int:
     """Return a pidfd, close-on-exec."""
+
+@final
+class Uring:
+    """An io_uring for files. Operations are queued, `submit` hands them over, `reap` tells what became of them.
+
+    A buffer given to an operation stays exported (neither freed nor resized) until the operation was reaped. One thread uses it.
+    """
+
+    def __new__(cls, n_entries: int) -> Self:
+        """Make a ring of a power of two of entries. OSError: ENOSYS, EPERM: the kernel has none for us; EOPNOTSUPP: it is too old."""
+
+    def fileno(self) -> int:
+        """Return the descriptor to poll: readable while completions wait."""
+
+    def n_in_flight_max(self) -> int:
+        """Return how many operations may be in flight."""
+
+    def n_in_flight(self) -> int:
+        """Return how many operations are queued or under way."""
+
+    def read(self, fd: int, offset: int, n_bytes: int, owner: object) -> None:
+        """Queue a read of up to `n_bytes`; its result is the bytes."""
+
+    def read_into(self, fd: int, offset: int, buffer: WriteableBuffer, owner: object) -> None:
+        """Queue a read into a writable buffer; its result is the number of bytes."""
+
+    def write(self, fd: int, offset: int, buffer: ReadableBuffer, owner: object) -> None:
+        """Queue a write of a buffer; its result is the number of bytes."""
+
+    def sync(self, fd: int, owner: object) -> None:
+        """Queue an fdatasync(2); its result is 0."""
+
+    def submit(self) -> int:
+        """Hand over what is queued; returns how many the kernel took."""
+
+    def reap(self) -> list[tuple[Any, Any]]:  # whatever the owner was; bytes or int
+        """Return (owner, result) of what has completed: bytes, a count, or a negative errno."""
+
+    def close(self) -> None:
+        """Wait for what is in flight and give the ring back; twice is fine. Owners that were not told are dropped."""

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from isopod.api import messages, methods
 from isopod.wire import frames as f
 from isopod.wire import minipack
+from isopod.wire.decoder import StreamDecoder
 from isopod.wire.service import Method
 from tests.wire.strategies import from_struct
 
@@ -60,7 +61,7 @@ def test_every_frame_of_a_method_survives(method: Method[Any, Any], data: st.Dat
         for kind in _members(stream):
             sent.append(f.Item(1, data.draw(from_struct(kind))))
             kinds.append(stream)
-    decoder = f.StreamDecoder()
+    decoder = StreamDecoder()
     received = decoder.feed(f.encode_hello(f.Hello((1, 1), "x")) + b"".join(f.encode_frame(frame) for frame in sent))
     assert len(received) == len(sent)
     for (frame, _), original, kind in zip(received, sent, kinds, strict=True):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from isopod.cli import protocol as p
 from isopod.wire import frames
+from isopod.wire.decoder import StreamDecoder
 from isopod.world.errors import IsopodError, NotFound, ProtocolViolation, VersionMismatch
 
 HELLO = frames.encode_hello(frames.Hello((1, 1), "node"))
@@ -40,7 +41,7 @@ def test_the_daemons_codec_reads_what_we_send() -> None:
     protocol.send_item(call, {"type": "stdin", "data": b"a\0b"})
     protocol.send_end(call)
     protocol.cancel(call)
-    decoder = frames.StreamDecoder()
+    decoder = StreamDecoder()
     got = [frame for frame, _ in decoder.feed(bytes(protocol.outbox))]
     assert decoder.hello == frames.Hello((1, 1), "isopod-cli/9.9", "")
     assert isinstance(got[0], frames.Request)

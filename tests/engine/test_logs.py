@@ -250,7 +250,7 @@ def test_a_tail_is_the_end_of_the_whole(tags: list[str], n_lines: int) -> None:
         async def read_at(self, offset: int, n_bytes: int) -> bytes:
             return self.data[offset : offset + n_bytes]
 
-        async def append(self, data: bytes) -> None:
+        async def append(self, data: bytes | bytearray | memoryview) -> None:
             raise NotImplementedError
 
         async def sync(self) -> None:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol, Self
 
 from isopod.api import messages as m
 from isopod.api import methods
-from isopod.net.rpc.client import Client, connect
+from isopod.net.rpc import Client, connect
 from isopod.runtime.config import NodeConfig, load_config
 from isopod.world.errors import PeerError
 from isopod.world.network import UnixAddress
@@ -299,7 +299,9 @@ class HostBackend:
             self._mounts_before = _mounts_below(self.folder)
         flags = ["--root", config.paths["root"], "--run-root", config.paths["run_root"], "--prefix", config.prefix]
         flags += ["--default-subnet", config.default_subnet, "--pool-size", str(config.pool_size)]
-        flags += ["--runtime", config.runtime, "--event-loop", config.event_loop]
+        flags += ["--runtime", config.runtime, "--event-loop", config.event_loop, "--shards", str(config.shards)]
+        if config.telemetry:
+            flags += ["--telemetry", config.telemetry]
         program = "import sys; from isopod.node.main import main; sys.exit(main(sys.argv[1:]))"
         argv = ["nsenter", f"--net=/proc/{self._holder.pid}/ns/net", sys.executable, "-c", program, *flags]
         env = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(path for path in sys.path if path.endswith("src"))}

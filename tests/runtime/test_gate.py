@@ -78,3 +78,15 @@ async def test_waiters_wake_in_their_order(world: World) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
     assert (sorted(log) if world.name == "sim" else log) == [0, 1, 3, 4]  # the simulation shuffles who is woken together
     assert len(waiters) == 0
+
+
+async def test_trying_to_enter_says_whether_the_gate_was_open(world: World) -> None:
+    gate = Gate("store")
+    assert gate.try_enter()
+    closing = asyncio.create_task(gate.close())
+    await asyncio.sleep(0.001)
+    assert not gate.try_enter()
+    assert not closing.done()
+    gate.leave()
+    await closing
+    assert (gate.n_inside, gate.is_closed) == (0, True)

@@ -1,20 +1,24 @@
 """ShutdownCoordinator: order, deadlines, failures, force."""
 
 import asyncio
+from typing import Any
 
 import msgspec
 import pytest
 
 from isopod.runtime.logger import Logger
-from isopod.runtime.shutdown import ShutdownCoordinator, ShutdownPhase, ShutdownResource
+from isopod.runtime.metrics import Registry
+from isopod.runtime.shutdown import DUMPED_PER_LINE, ShutdownCoordinator, ShutdownPhase, ShutdownResource, ShutdownSignals
 from isopod.world.errors import AlreadyExists, WrongState
 from isopod.world.world import World
+
+pytestmark = [pytest.mark.row("S6"), pytest.mark.row("S41")]
 
 
 class Stage:
     """A coordinator, and what its resources did."""
 
-    def __init__(self, world: World, **options: float) -> None:
+    def __init__(self, world: World, **options: Any) -> None:
         self.lines: list[bytes] = []
         self.log: list[str] = []
         self.coordinator = ShutdownCoordinator(Logger(self.lines.append, world.clock, level="debug"), world.clock, **options)
@@ -108,7 +112,8 @@ async def test_force_stops_waiting(world: World) -> None:
     stage.add("later", ShutdownPhase.STOP_TIMERS, takes_s=100, forces=True)
     stage.add("last", ShutdownPhase.FINAL_CLEANUP, takes_s=100)
     task = asyncio.create_task(stage.coordinator.shutdown("SIGTERM"))
-    await asyncio.sleep(0.01)
+    while not stage.log:
+        await asyncio.sleep(0)
     assert stage.coordinator.current_phase is ShutdownPhase.DRAIN_CONNECTIONS
     stage.coordinator.force()
     report = await task
@@ -155,7 +160,8 @@ async def test_cancelling_the_way_down_forces_the_rest(world: World) -> None:
     stage.add("slow", ShutdownPhase.DRAIN_CONNECTIONS, takes_s=100)
     stage.add("last", ShutdownPhase.FINAL_CLEANUP, forces=True)
     task = asyncio.create_task(stage.coordinator.shutdown("SIGTERM"))
-    await asyncio.sleep(0.01)
+    while not stage.log:
+        await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -194,3 +200,72 @@ async def test_a_close_that_will_not_even_be_cancelled_is_left_behind(world: Wor
     assert any(b"shutdown.stuck" in line for line in stage.lines)
     release.set()
     await asyncio.sleep(0.001)
+
+
+async def test_a_phase_has_a_deadline_of_its_own(world: World) -> None:
+    stage = Stage(world, phase_timeouts_s={ShutdownPhase.DRAIN_CONNECTIONS: 0.02})
+    stage.add("quick", ShutdownPhase.DRAIN_CONNECTIONS)
+    stage.add("slow", ShutdownPhase.DRAIN_CONNECTIONS, takes_s=100, forces=True)
+    stage.add("next", ShutdownPhase.STOP_TIMERS, takes_s=0.05)
+    stage.add("last", ShutdownPhase.FINAL_CLEANUP)
+    report = await stage.coordinator.shutdown("test")
+    # The phases after it are not forced: they have their own time.
+    assert report.outcomes == (("quick", "closed"), ("slow", "late"), ("next", "closed"), ("last", "closed"))
+    assert report.duration_s < 50
+    assert [line["event"] for line in stage.warnings()] == ["shutdown.phase_late", "shutdown.resource"]
+    assert "drain_connections is over" in str(stage.warnings()[1]["why"])
+
+
+async def test_an_abort_source_tells_that_the_way_down_begins(world: World) -> None:
+    stage = Stage(world)
+    source = stage.coordinator.stopping
+    source.subscribe(lambda reason: stage.log.append(f"told {reason}"))
+    source.subscribe(lambda _: 1 // 0)
+    child = source.child("request")
+    stage.add("listener", ShutdownPhase.STOP_ACCEPTING)
+    assert not source.abort_requested
+    await stage.coordinator.shutdown("SIGTERM")
+    assert stage.log == ["told SIGTERM", "begin listener", "end listener"]
+    assert child.reason == "SIGTERM"
+    assert any("ZeroDivisionError" in str(line) for line in stage.lines)
+
+
+async def test_signals_begin_force_and_describe_the_way_down(world: World) -> None:
+    stage = Stage(world)
+    metrics = Registry()
+    for number in range(DUMPED_PER_LINE + 1):
+        metrics.counter("isopod_things_total", "Things.", kind=f"k{number}").inc(number)
+    logger = Logger(stage.lines.append, world.clock)
+    signals = ShutdownSignals(stage.coordinator, logger, metrics)
+    stage.add("slow", ShutdownPhase.DRAIN_CONNECTIONS, takes_s=100, forces=True)
+    stage.add("last", ShutdownPhase.FINAL_CLEANUP, takes_s=100)
+    signals.status("SIGUSR1")
+    signals.dump("SIGUSR2")
+    signals.stop("SIGTERM")
+    signals.stop("SIGINT")
+    assert await signals.wait() == "SIGTERM"
+    task = asyncio.create_task(stage.coordinator.shutdown("SIGTERM"))
+    while not stage.log:
+        await asyncio.sleep(0)
+    signals.status("SIGUSR1")
+    signals.force("SIGTERM")
+    report = await task
+    assert [outcome for _, outcome in report.outcomes] == ["forced", "forced"]
+    assert stage.log == ["begin slow", "force slow"]
+    assert stage.coordinator.is_forced
+    lines = [msgspec.json.decode(line) for line in stage.lines]
+    before, during = [line for line in lines if line["event"] == "signal.status"]
+    assert (before["begun"], before["registered"], before["phase"]) == (False, ["slow", "last"], None)
+    assert (during["begun"], during["closing"], during["phase"], during["forced"]) == (True, ["slow"], "drain_connections", False)
+    dumped = [line for line in lines if line["event"] == "signal.metrics"]
+    assert [(line["part"], line["parts"], len(line["values"])) for line in dumped] == [(1, 2, DUMPED_PER_LINE), (2, 2, 1)]
+    assert dumped[0]["values"]['isopod_things_total{kind="k7"}'] == 7
+
+
+async def test_a_forced_stop_before_any_other(world: World) -> None:
+    stage = Stage(world)
+    signals = ShutdownSignals(stage.coordinator, Logger(stage.lines.append, world.clock))
+    stage.add("slow", ShutdownPhase.DRAIN_CONNECTIONS, takes_s=100, forces=True)
+    signals.force("SIGQUIT")
+    report = await stage.coordinator.shutdown(await signals.wait())
+    assert (report.reason, report.outcomes, stage.log) == ("SIGQUIT", (("slow", "forced"),), ["force slow"])

@@ -37,8 +37,14 @@ def missing() -> str | None:
     return "not root: the disk is made of root's files" if os.geteuid() != 0 else None
 
 
-def boot(folder: Path, arguments: Sequence[str], timeout_s: float) -> Outcome:
+def boot(folder: Path, arguments: Sequence[str], timeout_s: float, *, n_nodes: int = 1) -> Outcome:
     """Boot a machine that runs `pytest *arguments` in the project's folder, and wait until it has ended.
+
+    Args:
+        folder: For its files.
+        arguments: What pytest is given.
+        timeout_s: How long it may take.
+        n_nodes: Memory nodes, 1 or 2; of two each has one of the processors and half of the memory.
 
     Raises:
         subprocess.TimeoutExpired: It did not end in time; it was killed. The console is in the error's `output`.
@@ -50,7 +56,7 @@ def boot(folder: Path, arguments: Sequence[str], timeout_s: float) -> Outcome:
         file.truncate(RESULT_MIB << 20)
     environment = {**os.environ, "TMPDIR": str(folder)}  # where QEMU keeps what the guest writes to its root disk
     with (folder / "qemu.log").open("wb") as log:
-        command = _command(folder)
+        command = _command(folder, n_nodes)
         machine = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True)
         try:
             code = machine.wait(timeout_s)
@@ -65,13 +71,15 @@ def boot(folder: Path, arguments: Sequence[str], timeout_s: float) -> Outcome:
     return Outcome(_unpack(result.read_bytes()), _text(console))
 
 
-def _command(folder: Path) -> Sequence[str]:
+def _command(folder: Path, n_nodes: int) -> Sequence[str]:
     kernel = next(iter(sorted((KERNEL / "boot").glob("vmlinuz-*"))))
     words = f"console=ttyS0 reboot=t panic=-1 loglevel=4 tsc=reliable tsc_early_khz={_host_khz()} no_timer_check cgroup_no_v1=all"
     return (
         # Should this process be killed itself, the kernel kills the machine.
         *("setpriv", "--pdeathsig", "KILL"),
-        *(QEMU, "-M", "q35", "-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max", "-m", str(MEMORY_MIB), "-smp", "2"),
+        *(QEMU, "-M", "q35", "-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max", "-m", str(MEMORY_MIB)),
+        *("-smp", f"2,sockets={n_nodes}"),
+        *(word for node in range(n_nodes if n_nodes > 1 else 0) for word in _memory_node(node, n_nodes)),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-kernel", str(kernel), "-initrd", str(folder / "memory.gz"), "-append", words, "-serial", f"file:{folder / 'console.log'}"),
         *("-drive", f"if=none,id=root,format=raw,file={folder / 'root.ext4'},snapshot=on,cache=unsafe"),
@@ -79,6 +87,12 @@ def _command(folder: Path) -> Sequence[str]:
         *("-drive", f"if=none,id=result,format=raw,file={folder / 'result.raw'},cache=unsafe", "-device", "virtio-blk-pci,drive=result"),
         *("-device", "virtio-rng-pci"),
     )
+
+
+def _memory_node(node: int, n_nodes: int) -> Sequence[str]:
+    name = f"memory{node}"
+    memory = f"memory-backend-ram,id={name},size={MEMORY_MIB // n_nodes}M"
+    return ("-object", memory, "-numa", f"node,nodeid={node},cpus={node},memdev={name}")
 
 
 def _host_khz() -> int:

@@ -26,6 +26,11 @@ pub enum Error {
         /// One line.
         why: String,
     },
+    /// A ring shared with another process holds what no honest peer writes, or a message does not fit it.
+    Ring {
+        /// One line.
+        why: String,
+    },
     /// The caller's progress function asked to stop.
     Stopped,
 }
@@ -34,6 +39,11 @@ impl Error {
     /// An archive's entry is refused.
     pub fn archive(entry: &[u8], why: impl Into<String>) -> Self {
         Self::Archive { entry: entry.to_vec(), why: why.into() }
+    }
+
+    /// A shared ring is damaged.
+    pub fn ring(why: impl Into<String>) -> Self {
+        Self::Ring { why: why.into() }
     }
 
     /// Names the object of a kernel error that has none yet.
@@ -64,6 +74,7 @@ impl fmt::Display for Error {
             Self::Os { errno, subject: None } => write!(out, "{errno}"),
             Self::Os { errno, subject: Some(subject) } => write!(out, "{errno}: {}", subject.display()),
             Self::Archive { entry, why } => write!(out, "{}: {why}", String::from_utf8_lossy(entry)),
+            Self::Ring { why } => write!(out, "shared ring: {why}"),
             Self::Stopped => write!(out, "stopped by the caller"),
         }
     }

@@ -9,10 +9,13 @@
 
 pub mod archive;
 pub mod error;
+pub mod mask;
 pub mod mounts;
 pub mod namespaces;
 pub mod netlink;
+pub mod ring;
 pub mod tree;
+pub mod uring;
 
 #[cfg(all(feature = "python", not(test)))]
 mod bindings;

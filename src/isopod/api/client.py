@@ -10,7 +10,7 @@ to the daemon's socket and adds nothing to `isopod.net.rpc` but the address.
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from isopod.net.rpc.client import Client, connect
+from isopod.net.rpc import Client, connect
 from isopod.world.network import UnixAddress
 from isopod.world.paths import resolve
 from isopod.world.world import World

@@ -447,6 +447,24 @@ class NodeInfo(Message, frozen=True, kw_only=True):
     images: int
 
 
+class TaskEntry(Message, frozen=True, kw_only=True):
+    """One task of a live node: who it is, and where it stands."""
+
+    name: str
+    state: str
+    group: str
+    function: str
+    location: str
+    awaits: str
+    age_s: float | None = None
+
+
+class TaskList(Message, frozen=True, kw_only=True):
+    """Every task of the node's loop, oldest first."""
+
+    tasks: tuple[TaskEntry, ...]
+
+
 class Version(Message, frozen=True, kw_only=True):
     """Who answers."""
 

@@ -9,6 +9,7 @@ from isopod.api import messages as m
 from isopod.wire.service import Method
 
 SYSTEM_VERSION: Final = Method("system.version", m.Empty, m.Version)
+SYSTEM_TASKS: Final = Method("system.tasks", m.Empty, m.TaskList)
 SYSTEM_INFO: Final = Method("system.info", m.Empty, m.NodeInfo)
 SYSTEM_RENDER: Final = Method("system.render", m.RenderRequest, m.Rendered)
 

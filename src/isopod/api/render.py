@@ -67,10 +67,20 @@ NETWORKS: Final[tuple[Column, ...]] = (
     ("BRIDGE", lambda r, _: r.bridge or "-"),
     ("USED", lambda r, _: str(r.addresses_used)),
 )
+TASKS: Final[tuple[Column, ...]] = (
+    ("TASK", lambda r, _: r.name),
+    ("GROUP", lambda r, _: r.group),
+    ("STATE", lambda r, _: r.state),
+    ("AGE", lambda r, _: "-" if r.age_s is None else format_age(r.age_s)),
+    ("AWAITS", lambda r, _: r.awaits or "-"),
+    ("IN", lambda r, _: r.function),
+    ("AT", lambda r, _: "/".join(r.location.rsplit("/", 2)[-2:]) or "-"),
+)
 _LISTS: Final[dict[str, tuple[str, tuple[Column, ...]]]] = {
     methods.CONTAINER_LIST.name: ("containers", CONTAINERS),
     methods.IMAGE_LIST.name: ("images", IMAGES),
     methods.NETWORK_LIST.name: ("networks", NETWORKS),
+    methods.SYSTEM_TASKS.name: ("tasks", TASKS),
 }
 _FACTS: Final = (methods.SYSTEM_INFO.name, methods.SYSTEM_VERSION.name)
 

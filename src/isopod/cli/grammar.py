@@ -395,6 +395,8 @@ NODE: Final = Command(
         Option("--log-level", "the least level logged", "LEVEL", default="info", choices=("debug", "info", "warning", "error")),
         Option("--event-loop", "the event loop", "NAME", default="uvloop", choices=("uvloop", "asyncio")),
         Option("--pool-size", "prepared network namespaces kept ready", "N", default="8"),
+        Option("--shards", "processes that share the work, 0 for one on each processor", "N", default="1"),
+        Option("--telemetry", "where metrics, health and the dashboard are served; without a password", "ADDRESS", default="nowhere"),
         Option("--default-subnet", "the subnet of the network called bridge", "CIDR", default="10.88.0.0/24"),
     ),
     examples=("isopod node", "isopod node --root /srv/isopod --run-root /run/isopod2"),
@@ -415,7 +417,31 @@ SYSTEM_COMMANDS: Final = (
         options=(_FORMAT,),
         method="system.version",
     ),
+    Command(
+        ("debug tasks",),
+        "list what the node is doing: its tasks, what each waits for, since when, in which scheduling group",
+        options=(_FORMAT,),
+        method="system.tasks",
+    ),
     NODE,
+    Command(
+        ("config show",),
+        "print the settings a node would have, with defaults, files and this environment",
+        about="Needs no node. Files, drop-ins (config.d beside config.toml) and variables are looked at as `isopod node` does.",
+        options=(
+            Option("--origin", "say where each value comes from"),
+            Option("--config", "the configuration file", "FILE", default="/etc/isopod/config.toml", complete="file"),
+            Option("--format", "how to print", "FORMAT", default="table", choices=("table", "json", "toml")),
+        ),
+        examples=("isopod config show --origin", "isopod config show --format toml > /etc/isopod/config.toml"),
+    ),
+    Command(
+        ("config check",),
+        "say whether a configuration file is sound",
+        about="TOML, YAML or JSON, by its ending. Only this file is looked at, not its drop-ins and not the environment.",
+        arguments=(Argument("FILE", complete="file"),),
+        examples=("isopod config check ./config.toml",),
+    ),
     Command(
         ("completion",),
         "print a script that teaches a shell to complete these commands",
@@ -444,6 +470,8 @@ GROUPS: Final = (
     ("container", "all about containers"),
     ("image", "all about images"),
     ("network", "all about networks"),
+    ("config", "the node's settings, without a node"),
+    ("debug", "look into a live node"),
 )
 """First words of two-word commands."""
 COMMANDS: Final = (*CONTAINER_COMMANDS, *IMAGE_COMMANDS, *NETWORK_COMMANDS, *SYSTEM_COMMANDS)

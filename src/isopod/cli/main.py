@@ -77,6 +77,11 @@ def _run(parsed: Parsed, site_packages: str) -> int:
         from isopod.cli.completion import script
 
         return _print(script(parsed.words[0]))
+    if command.name.startswith("config "):
+        _find_packages(site_packages)
+        from isopod.cli.config import VERBS
+
+        return VERBS[command.name](parsed)
     return _handler(command.method)(parsed)
 
 
@@ -123,14 +128,19 @@ def _node(parsed: Parsed, site_packages: str) -> int:
         from isopod.cli.manual import page
 
         return _print(page(grammar.NODE))
-    if site_packages:
-        import site
-
-        site.addsitedir(site_packages)
+    _find_packages(site_packages)
     from isopod.node.main import main as node_main
 
     socket = parsed.value("socket")
     return node_main([*(["--socket", socket] if socket else []), *words])
+
+
+def _find_packages(site_packages: str) -> None:
+    """Make the installed packages importable, if they are not."""
+    if site_packages:
+        import site
+
+        site.addsitedir(site_packages)
 
 
 def _print(text: str) -> int:

@@ -55,6 +55,11 @@ def info(parsed: Parsed) -> int:
     return show(parsed, "system.info", {})
 
 
+def tasks(parsed: Parsed) -> int:
+    """`isopod debug tasks`."""
+    return show(parsed, "system.tasks", {})
+
+
 def version(parsed: Parsed) -> int:
     """`isopod version`: ours even where no node runs, then the node's."""
     from isopod import __version__
@@ -77,6 +82,7 @@ VERBS: Final[dict[str, Callable[[Parsed], int]]] = {
     "network.inspect": inspect,
     "network.remove": remove,
     "system.info": info,
+    "system.tasks": tasks,
     "system.version": version,
 }
 """What carries out the commands, by their method."""

@@ -1,17 +1,24 @@
 """`isopod node`: one node in the foreground, on the host, until SIGTERM or SIGINT.
 
-Errors go to standard error as the two lines every isopod command prints; events as JSON lines. A second signal ends the process at once;
-containers go on either way.
+Errors go to standard error as the two lines every isopod command prints; events as JSON lines. A second signal, or SIGQUIT, makes it stop
+waiting for anything on the way down; SIGUSR1 logs how far that is, SIGUSR2 all metrics; SIGHUP reads the configuration anew, as a change
+of its files does. Containers go on either way.
 """
 
+import asyncio
 from collections.abc import Mapping, Sequence
 
 from isopod import __version__
+from isopod.node.configure import follow, read_configuration, stop_following
 from isopod.node.node import Node, pin_of
 from isopod.node.services import NodeFacts
-from isopod.runtime.config import NodeConfig, choose_file, load_config
+from isopod.runtime.config import Loaded, NodeConfig
 from isopod.runtime.logger import Logger
-from isopod.world.errors import InvalidArgument, IsopodError, Unsupported, UsageError, from_os_error
+from isopod.runtime.logsinks import BoundedSink
+from isopod.runtime.scheduling import current_group, default_group
+from isopod.runtime.shutdown import ShutdownSignals
+from isopod.runtime.stalls import StallDetector
+from isopod.world.errors import InvalidArgument, IsopodError, Unsupported, from_os_error
 from isopod.world.host import daemon
 from isopod.world.host.loop import loop_facts, new_loop
 from isopod.world.host.world import make_host_world
@@ -29,11 +36,16 @@ def main(argv: Sequence[str]) -> int:
     """
     try:
         daemon.set_umask()
-        config = _configure(argv)
+        flags = _flags(argv)
+        loaded = _configure(flags)
+        config = loaded.config
         loop = new_loop(config.event_loop)
         world = make_host_world()
-        logger = Logger(daemon.write_stderr, world.clock, level=config.log_level)
-        return daemon.run(loop, _serve(world, config, logger))
+        sink = BoundedSink(daemon.write_some_stderr)
+        logger = Logger(sink, world.clock, level=config.log_level, context=_where)
+        for note in loaded.notes:
+            logger.warning("config.note", note=note)
+        return daemon.run(loop, _serve(world, loaded, logger, flags=flags, sink=sink))
     except IsopodError as error:
         daemon.write_stderr(describe(error).encode(errors="replace"))
         return error.exit_code
@@ -45,7 +57,14 @@ def describe(error: IsopodError) -> str:
     return f"error: {error.message}\n{hint}"
 
 
-async def _serve(world: World, config: NodeConfig, logger: Logger) -> int:
+def _where() -> Mapping[str, object]:
+    """Return what a log line says of where it was written: its scheduling group, if it is not the usual one."""
+    group = current_group()
+    return {} if group is default_group() else {"group": group.name}
+
+
+async def _serve(world: World, loaded: Loaded[NodeConfig], logger: Logger, *, flags: Mapping[str, str], sink: BoundedSink) -> int:
+    config = loaded.config
     # The namespace comes first: entering it needs a process that has no other thread yet.
     run_root = config.paths["run_root"]
     pinned_before = await world.disk.stat(pin_of(config)) is not None
@@ -64,23 +83,24 @@ async def _serve(world: World, config: NodeConfig, logger: Logger) -> int:
         if not pinned_before:  # it is ours alone, and nothing runs in it
             await world.kernel.release(pin_of(config))
         raise
-    await node.stop(await daemon.wait_signal())
+    signals = ShutdownSignals(node.shutdown, logger, node.metrics)
+    stalls = StallDetector(logger, world.clock, node.metrics)
+    following = asyncio.get_running_loop().create_task(follow(world, loaded, flags, logger), name="config-follow")
+    with daemon.handle_signals(signals):
+        stalls.start()
+        try:
+            await node.stop(await signals.wait())
+        finally:
+            stalls.stop()
+            await stop_following(following)
+            await sink.close()
     return 0
 
 
-def _configure(argv: Sequence[str]) -> NodeConfig:
+def _configure(flags: Mapping[str, str]) -> Loaded[NodeConfig]:
     if not daemon.is_root():
         raise Unsupported("a node without root", "it makes mounts, namespaces and control groups", "run it as root: sudo isopod node")
-    flags = _flags(argv)
-    environment = daemon.environment()
-    path, asked = choose_file(flags=flags, environment=environment)
-    try:
-        text = daemon.read_text(path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read config file {path}: {error}") from error
-    if text is None and asked:
-        raise InvalidArgument("config file", path, "no such file")
-    return load_config(flags=flags, environment=environment, file_text=text, file_name=path)
+    return read_configuration(flags, daemon.environment())
 
 
 def _flags(argv: Sequence[str]) -> Mapping[str, str]:

@@ -9,15 +9,18 @@ from typing import Final
 import msgspec
 
 from isopod.engine.engine import Engine, EngineSettings
-from isopod.net.rpc.server import Server
+from isopod.net.rpc import Server
+from isopod.node import shards
+from isopod.node.groups import RPC
 from isopod.node.services import NodeFacts, Services
 from isopod.runtime.config import NodeConfig
 from isopod.runtime.logger import Logger
-from isopod.runtime.metrics import Registry
+from isopod.runtime.metrics import Home, Registry, ShardMetrics, next_generation
+from isopod.runtime.shards import ShardEvent, SmpConfig, SmpService
 from isopod.runtime.shutdown import ShutdownCoordinator, ShutdownPhase, ShutdownResource
 from isopod.world.disk import OpenFile
 from isopod.world.errors import AlreadyServing, InvalidArgument, from_os_error
-from isopod.world.network import Listener, UnixAddress
+from isopod.world.network import Listener, UnixAddress, parse_address
 from isopod.world.world import World
 
 DRAIN_S: Final = 2.0
@@ -51,6 +54,22 @@ class Node:
         self._engine: Engine | None = None
         self._listener: Listener | None = None
         self._shutdown = ShutdownCoordinator(logger, world.clock)
+        self._metrics_folder = f"{config.paths['run_root']}/metrics"
+        self._metrics: Registry | None = None
+        self._shards: SmpService | None = None
+        self._telemetry: shards.Telemetry | None = None
+
+    @property
+    def shutdown(self) -> ShutdownCoordinator:
+        """What leads it down; for whoever receives signals."""
+        return self._shutdown
+
+    @property
+    def metrics(self) -> Registry:
+        """The numbers of a started node."""
+        if self._metrics is None:
+            raise RuntimeError("the node was not started")
+        return self._metrics
 
     @property
     def engine(self) -> Engine:
@@ -77,12 +96,12 @@ class Node:
 
     async def _open(self, socket_gid: int | None) -> None:
         paths = self._config.paths
-        metrics = Registry()
         try:
             for folder in dict.fromkeys((paths["root"], paths["run_root"])):
                 await self._lock(folder)
         except OSError as error:
             raise from_os_error(error, "lock", paths["root"]) from error
+        metrics = self._metrics = await self._open_metrics()
         config = self._config
         settings = EngineSettings(
             paths=paths,
@@ -98,12 +117,65 @@ class Node:
         services.serve_on(server)
         self._register("calls", ShutdownPhase.DRAIN_CONNECTIONS, lambda: server.drain(DRAIN_S))
         self._register("connections", ShutdownPhase.STOP_REACTORS, server.close)
+        await self._start_shards(metrics)
         try:
-            self._listener = await server.listen(UnixAddress(paths["socket"]), mode=SOCKET_MODE, gid=socket_gid)
+            self._listener = await server.listen(UnixAddress(paths["socket"]), mode=SOCKET_MODE, gid=socket_gid, group=RPC)
         except OSError as error:
             raise from_os_error(error, "listen on", paths["socket"]) from error
         self._register("listener", ShutdownPhase.STOP_ACCEPTING, self._listener.close)
         self._logger.info("node.ready", socket=paths["socket"], pid=self._world.processes.own_pid())
+
+    async def _open_metrics(self) -> Registry:
+        """Return the registry of shard 0, on pages that the other shards read; those of an earlier node are removed first."""
+        folder = self._metrics_folder
+        try:
+            await self._world.disk.remove_tree(folder)
+            await self._world.disk.make_directory(folder)
+            metrics = Registry(Home(self._world.pages, folder))
+        except OSError as error:
+            raise from_os_error(error, "make the metric pages in", folder) from error
+        self._register("metric pages", ShutdownPhase.FINAL_CLEANUP, lambda: self._close_metrics(metrics))
+        return metrics
+
+    async def _close_metrics(self, metrics: Registry) -> None:
+        metrics.close()
+        await self._world.disk.remove_tree(self._metrics_folder)
+
+    async def _start_shards(self, metrics: Registry) -> None:
+        """Start the other shards and the telemetry endpoint, as far as they are asked for."""
+        config = self._config
+        smp_config = SmpConfig(n_shards=config.shards, pin="others", log_level=config.log_level, metrics_folder=self._metrics_folder)
+        service = SmpService(
+            self._world, smp_config, logger=self._logger, metrics=metrics, services=[shards.SERVE], on_event=self._on_shard
+        )
+        smp = await service.start()
+        self._shards = service
+        self._register("shards", ShutdownPhase.STOP_REACTORS, service.stop)
+        telemetry = self._telemetry = shards.Telemetry(smp)
+        await telemetry.start()
+        self._register("telemetry", ShutdownPhase.STOP_METRICS, telemetry.close)
+        self._shutdown.stopping.subscribe(telemetry.service.shut)
+        if config.telemetry:
+            address = parse_address(config.telemetry)
+            try:
+                listener = await service.listen(address, shards.TELEMETRY, mode=SOCKET_MODE)
+            except OSError as error:
+                raise from_os_error(error, "listen on", config.telemetry) from error
+            self._register("telemetry listener", ShutdownPhase.STOP_ACCEPTING, listener.close)
+            self._logger.info("node.telemetry", address=str(listener.address), shards=service.n_shards)
+
+    def _on_shard(self, event: ShardEvent) -> None:
+        """Melt the metric pages of a restarted shard's past lives into one, so that restarts do not fill the folder."""
+        if event.state != "up" or not event.n_restarts:
+            return
+        pages, folder = self._world.pages, self._metrics_folder
+        reader = ShardMetrics(pages, folder)
+        try:
+            reader.retire(event.shard, before=next_generation(pages, folder, event.shard) - 1)
+        except OSError as error:  # the folder is fuller than it need be; nothing is counted wrong
+            self._logger.warning("node.metrics_not_retired", shard=event.shard, why=str(error))
+        finally:
+            reader.close()
 
     async def stop(self, reason: str) -> None:
         """Go down in phases; containers go on. With no container running, bridges, filter table and mount namespace go too."""

@@ -5,7 +5,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from isopod.api.messages import Progress
-from isopod.net.rpc.server import Call
+from isopod.net.rpc import Call
 
 
 class ProgressReport:

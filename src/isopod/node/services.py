@@ -13,9 +13,10 @@ from isopod.api import methods, render
 from isopod.engine.containers import LOST_EXIT_CODE
 from isopod.engine.engine import Engine
 from isopod.engine.logs import read_logs
-from isopod.net.rpc.server import Call, Handler, Server
+from isopod.net.rpc import Call, Handler, Server
 from isopod.node.progress import ProgressReport
 from isopod.runtime.config import NodeConfig
+from isopod.runtime.task_list import list_tasks
 from isopod.wire.frames import VERSION_HIGHEST
 from isopod.wire.service import Method
 from isopod.world.errors import BugError
@@ -58,6 +59,7 @@ class Services:
         return {
             methods.SYSTEM_VERSION: self.version,
             methods.SYSTEM_INFO: self.info,
+            methods.SYSTEM_TASKS: self.tasks,
             methods.SYSTEM_RENDER: self.render,
             methods.CONTAINER_RUN: self.run,
             methods.CONTAINER_CREATE: self.create,
@@ -117,6 +119,23 @@ class Services:
             containers=len(containers.list(all_states=True)),
             containers_running=len(containers.list(all_states=False)),
             images=len(self._engine.images.list()),
+        )
+
+    async def tasks(self, _: AnyCall, __: m.Empty) -> m.TaskList:
+        """What the loop is doing."""
+        return m.TaskList(
+            tasks=tuple(
+                m.TaskEntry(
+                    name=task.name,
+                    state=task.state,
+                    group=task.group,
+                    function=task.function,
+                    location=task.location,
+                    awaits=task.awaits,
+                    age_s=task.age_s,
+                )
+                for task in list_tasks()
+            )
         )
 
     async def render(self, _: AnyCall, request: m.RenderRequest) -> m.Rendered:

@@ -44,6 +44,13 @@ class Gate:
             raise WrongState("gate", self._name, "closed", "enter")
         self._n_inside += 1
 
+    def try_enter(self) -> bool:
+        """Go in if the gate is open, and return whether it was."""
+        if self._closed:
+            return False
+        self._n_inside += 1
+        return True
+
     def leave(self) -> None:
         """Go out.
 

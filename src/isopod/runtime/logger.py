@@ -1,14 +1,18 @@
-"""Logger: one JSON line per event, with a constant name and facts as keys.
+"""Logger: one line per event, with a constant name and facts as keys; JSON for programs, or text for people.
 
 Not the stdlib's logging: no hierarchy, no handlers, no formatting of messages. The event says what happened ("container.started"),
-keys say to what. Where the lines go is the caller's `write` (the host's standard error, a list in a test).
+keys say to what. Where the lines go is the caller's `write` (the host's standard error, a list in a test); `isopod.runtime.logsinks` has
+sinks that never block and files that rotate, `isopod.runtime.logbridge` takes in what libraries say through `logging`.
 
 Rules: a line is bounded (16 KiB; each text 2 KiB, a traceback 8 KiB), whatever is logged; the values of keys that name secrets
 never leave; logging never raises: a line that cannot be written is counted in `n_dropped`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final, Literal
 
 import msgspec
@@ -16,6 +20,9 @@ import msgspec
 from isopod.world.clock import Clock
 
 Level = Literal["debug", "info", "warning", "error"]
+LogForm = Literal["json", "text"]
+ContextFields = Callable[[], Mapping[str, object]]
+"""Returns what holds for whatever runs now: its scheduling group, its shard. Called for each line: quick, and never raises."""
 LEVELS: Final[dict[Level, int]] = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 REDACTED: Final = "[redacted]"
 SECRET_WORDS: Final = (
@@ -36,45 +43,78 @@ TRACEBACK_CHARS_MAX: Final = 8 << 10
 LINE_BYTES_MAX: Final = 16 << 10
 ELEMENTS_MAX: Final = 64
 DEPTH_MAX: Final = 4
+_QUOTED: Final = frozenset(' ="\\')
+_AS_THEY_ARE: Final = frozenset((float, bool, type(None)))
 _SECOND_NS: Final = 1_000_000_000
+_TRACE: Final[ContextVar[str]] = ContextVar("isopod_log_trace", default="")
+_COLOURS: Final[Mapping[Level, str]] = {"debug": "2", "info": "32", "warning": "33", "error": "31"}
+
+
+@contextmanager
+def tracing(trace_id: str) -> Iterator[None]:
+    """Put `trace` into every line logged inside, in this task and the tasks it starts."""
+    token = _TRACE.set(trace_id)
+    try:
+        yield
+    finally:
+        _TRACE.reset(token)
+
+
+def current_trace() -> str:
+    """Return the trace that lines are logged under, "" if there is none."""
+    return _TRACE.get()
 
 
 class _Sink:
     """What a logger and all bound to it share."""
 
-    __slots__ = ("clock", "encoder", "n_dropped", "second", "second_text", "threshold", "write")
+    __slots__ = ("clock", "context", "encode", "n_dropped", "stamp", "threshold", "write")
 
-    def __init__(self, write: Callable[[bytes], None], clock: Clock, threshold: int) -> None:
+    def __init__(self, write: Callable[[bytes], None], clock: Clock, threshold: int, encode: Callable[[dict[str, object]], bytes]) -> None:
         self.write = write
         self.clock = clock
         self.threshold = threshold
-        self.encoder = msgspec.json.Encoder()
+        self.encode = encode
+        self.context: ContextFields | None = None
         self.n_dropped = 0
-        self.second = -1
-        self.second_text = ""
+        self.stamp = (-1, "")
 
     def now_text(self) -> str:
         """Return the wall time as 2026-11-20T08:00:00.000001Z, formatting the seconds once each."""
         second, rest_ns = divmod(self.clock.now_ns(), _SECOND_NS)
-        if second != self.second:
-            self.second = second
-            self.second_text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-        return f"{self.second_text}.{rest_ns // 1000:06d}Z"
+        known, text = self.stamp
+        if second != known:
+            text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+            self.stamp = (second, text)  # one store: another thread sees both or neither
+        return f"{text}.{rest_ns // 1000:06d}Z"
 
 
 class Logger:
-    """Writes events as JSON lines.
+    """Writes events as lines.
 
     Args:
         write: Takes one whole line, the newline included; an OSError from it drops the line.
         clock: Where the lines' wall time comes from.
         level: The least level written.
+        form: "json", or "text" for people.
+        coloured: Whether text says the level in colour, for a terminal.
+        context: Adds fields to each line.
     """
 
     __slots__ = ("_fields", "_sink")
 
-    def __init__(self, write: Callable[[bytes], None], clock: Clock, *, level: Level = "info") -> None:
-        self._sink = _Sink(write, clock, LEVELS[level])
+    def __init__(
+        self,
+        write: Callable[[bytes], None],
+        clock: Clock,
+        *,
+        level: Level = "info",
+        form: LogForm = "json",
+        coloured: bool = False,
+        context: ContextFields | None = None,
+    ) -> None:
+        self._sink = _Sink(write, clock, LEVELS[level], _json_encoder() if form == "json" else _text_encoder(coloured=coloured))
+        self._sink.context = context
         self._fields: dict[str, object] = {}
 
     def bind(self, **fields: object) -> "Logger":
@@ -83,6 +123,15 @@ class Logger:
         bound._sink = self._sink
         bound._fields = {**self._fields, **{key: _clean(key, value, DEPTH_MAX) for key, value in fields.items()}}
         return bound
+
+    @property
+    def level(self) -> Level:
+        """The least level written."""
+        return next(level for level, threshold in LEVELS.items() if threshold == self._sink.threshold)
+
+    def set_level(self, level: Level) -> None:
+        """Write from this level on; it holds for this logger and all that share its sink."""
+        self._sink.threshold = LEVELS[level]
 
     @property
     def n_dropped(self) -> int:
@@ -115,24 +164,69 @@ class Logger:
     def _log(self, level: Level, event: str, facts: Mapping[str, object]) -> None:
         sink = self._sink
         line: dict[str, object] = {"time": sink.now_text(), "level": level, "event": event}
-        line.update(self._fields)
+        if sink.context is not None:
+            line.update(sink.context())
+        trace = _TRACE.get()
+        if trace:
+            line["trace"] = trace
+        if self._fields:
+            line.update(self._fields)
         for key, value in facts.items():
-            line[key] = _clean(key, value, DEPTH_MAX)
-        packed = _encode(sink.encoder, line)
+            # What most facts are is taken as it is; everything else is cut, cleaned and made JSON.
+            if is_secret(key):
+                line[key] = REDACTED
+            elif (isinstance(value, str) and len(value) <= TEXT_CHARS_MAX and value.isascii()) or type(value) in _AS_THEY_ARE:
+                line[key] = value
+            else:
+                line[key] = _clean(key, value, DEPTH_MAX)
+        packed = sink.encode(line)
         try:
             sink.write(packed)
         except OSError:
             sink.n_dropped += 1
 
 
-def _encode(encoder: msgspec.json.Encoder, line: dict[str, object]) -> bytes:
-    packed = encoder.encode(line)
-    if len(packed) >= LINE_BYTES_MAX:
-        # Cutting JSON in the middle would lose the line; its beginning says where it came from.
-        packed = encoder.encode({"time": line["time"], "level": line["level"], "event": line["event"], "too_long_bytes": len(packed)})
-    return packed + b"\n"
+def _json_encoder() -> Callable[[dict[str, object]], bytes]:
+    encode = msgspec.json.Encoder().encode
+
+    def pack(line: dict[str, object]) -> bytes:
+        packed = encode(line)
+        if len(packed) >= LINE_BYTES_MAX:
+            # Cutting JSON in the middle would lose the line; its beginning says where it came from.
+            packed = encode({"time": line["time"], "level": line["level"], "event": line["event"], "too_long_bytes": len(packed)})
+        return packed + b"\n"
+
+    return pack
 
 
+def _text_encoder(*, coloured: bool) -> Callable[[dict[str, object]], bytes]:
+    encode = msgspec.json.Encoder().encode
+
+    def pack(line: dict[str, object]) -> bytes:
+        level = str(line["level"])
+        shown = f"{level.upper():7}"
+        if coloured:
+            shown = f"\x1b[{_COLOURS.get(level, '0')}m{shown}\x1b[0m"  # type: ignore[call-overload]  # any text may be asked for
+        words = [str(line["time"]), shown, str(line["event"])]
+        words += [f"{key}={_word(value, encode)}" for key, value in line.items() if key not in ("time", "level", "event")]
+        # A line break or an escape in a text would make one event look like two, or repaint the reader's terminal.
+        packed = " ".join(words).encode("utf-8", "backslashreplace")
+        if len(packed) >= LINE_BYTES_MAX:
+            packed = packed[: LINE_BYTES_MAX - 16] + b"...(too long)"
+        return packed + b"\n"
+
+    return pack
+
+
+def _word(value: object, encode: Callable[[object], bytes]) -> str:
+    """Return a value for people: plain words as they are, anything else as JSON, without control characters."""
+    if isinstance(value, str) and value and value.isprintable() and _QUOTED.isdisjoint(value):
+        return value
+    text = encode(value).decode()
+    return text if text.isprintable() else text.encode("ascii", "backslashreplace").decode()
+
+
+@lru_cache(maxsize=4096)
 def is_secret(key: str) -> bool:
     """Return whether the value of a key of that name must not be logged."""
     lowered = key.lower().replace("-", "_")

@@ -5,21 +5,28 @@ of its own. A resource that fails or is late is logged and does not stop the oth
 
     STOP_ACCEPTING -> DRAIN_CONNECTIONS -> STOP_TIMERS -> STOP_METRICS -> STOP_REACTORS -> FINAL_CLEANUP
 
-Source: the phases of the reference framework (row S6). Signals are not handled here: who receives one calls `shutdown`.
+Three deadlines bound it: a resource's, a phase's (what is left of the phase is late, and the next one begins), and that of the whole (all
+that is left is forced). `force` does the last at once. Code that only wants to know that the way down has begun asks `stopping`.
+
+Source: the phases of the reference framework (row S6). Signals are not handled here: `ShutdownSignals` says what each one means, and
+`world.host.daemon` receives them.
 """
 
 import asyncio
 import enum
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from isopod.runtime.abort import AbortSource
 from isopod.runtime.logger import Logger
+from isopod.runtime.metrics import Registry
 from isopod.runtime.tasks import TaskGroup
 from isopod.world.clock import Clock
 from isopod.world.errors import AlreadyExists, WrongState
 
 RESOURCE_TIMEOUT_S: Final = 30.0
+PHASE_TIMEOUT_S: Final = 60.0
 GLOBAL_TIMEOUT_S: Final = 300.0
 CANCEL_GRACE_S: Final = 1.0
 """How long a cancelled close may take to clean up."""
@@ -36,6 +43,8 @@ class ShutdownPhase(enum.IntEnum):
     FINAL_CLEANUP = 5
 
 
+DUMPED_PER_LINE: Final = 48
+"""Metrics in one log line, which is bounded."""
 Outcome = Literal["closed", "failed", "late", "forced"]
 
 
@@ -72,6 +81,27 @@ class ShutdownReport:
         return all(outcome == "closed" for _, outcome in self.outcomes)
 
 
+@dataclass(frozen=True, slots=True)
+class ShutdownStatus:
+    """Where the way down is.
+
+    Args:
+        phase: The phase under way, None before and after.
+        begun: Whether it has begun.
+        forced: Whether nothing is waited for any more.
+        registered: Names of all resources, in the order of registration.
+        closing: Those being closed.
+        finished: Those that are done, with their outcomes.
+    """
+
+    phase: str | None
+    begun: bool
+    forced: bool
+    registered: tuple[str, ...]
+    closing: tuple[str, ...]
+    finished: tuple[tuple[str, Outcome], ...]
+
+
 class ShutdownCoordinator:
     """Keeps the resources and leads them down once.
 
@@ -79,12 +109,23 @@ class ShutdownCoordinator:
         logger: Gets one line per resource and one at the end.
         clock: For durations.
         timeout_s: Deadline of the whole; after it the rest is forced.
+        phase_timeouts_s: Deadlines of phases; 60 s for those not named.
     """
 
-    def __init__(self, logger: Logger, clock: Clock, *, timeout_s: float = GLOBAL_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        logger: Logger,
+        clock: Clock,
+        *,
+        timeout_s: float = GLOBAL_TIMEOUT_S,
+        phase_timeouts_s: Mapping[ShutdownPhase, float] | None = None,
+    ) -> None:
         self._logger = logger
         self._clock = clock
         self._timeout_s = timeout_s
+        self._phase_timeouts_s = dict(phase_timeouts_s or {})
+        self._is_phase_late = False
+        self._stopping = AbortSource("shutdown")
         self._resources: dict[str, ShutdownResource] = {}
         self._outcomes: dict[str, Outcome] = {}
         self._closing: dict[str, asyncio.Task[None]] = {}
@@ -103,6 +144,27 @@ class ShutdownCoordinator:
     def has_begun(self) -> bool:
         """Whether `shutdown` was called."""
         return self._begun
+
+    @property
+    def is_forced(self) -> bool:
+        """Whether nothing is waited for any more."""
+        return self._forced
+
+    @property
+    def stopping(self) -> AbortSource:
+        """Aborts when the way down begins, before its first phase; its reason is that of `shutdown`."""
+        return self._stopping
+
+    def status(self) -> ShutdownStatus:
+        """Return what is registered, and how far the way down is."""
+        return ShutdownStatus(
+            phase=None if self._phase is None else self._phase.name.lower(),
+            begun=self._begun,
+            forced=self._forced,
+            registered=tuple(self._resources),
+            closing=tuple(self._closing),
+            finished=tuple(self._outcomes.items()),
+        )
 
     def register(self, resource: ShutdownResource) -> None:
         """Add something to close.
@@ -135,6 +197,7 @@ class ShutdownCoordinator:
         self._begun = True
         self._report = asyncio.get_running_loop().create_future()
         started_ns = self._clock.monotonic_ns()
+        self._tell(reason)
         timer = asyncio.get_running_loop().call_later(self._timeout_s, self.force)
         try:
             await self._run_phases()
@@ -165,9 +228,29 @@ class ShutdownCoordinator:
                 for resource in due:
                     self._finish(resource, "forced", "")
                 continue
-            async with TaskGroup(f"shutdown-{phase.name.lower()}") as group:
-                for resource in due:
-                    self._closing[resource.name] = group.create_task(self._close(resource), name=f"close-{resource.name}")
+            self._is_phase_late = False
+            timeout_s = self._phase_timeouts_s.get(phase, PHASE_TIMEOUT_S)
+            timer = asyncio.get_running_loop().call_later(timeout_s, self._end_phase)
+            try:
+                async with TaskGroup(f"shutdown-{phase.name.lower()}") as group:
+                    for resource in due:
+                        self._closing[resource.name] = group.create_task(self._close(resource), name=f"close-{resource.name}")
+            finally:
+                timer.cancel()
+
+    def _end_phase(self) -> None:
+        """Stop waiting for what is left of the present phase."""
+        self._is_phase_late = True
+        self._logger.warning("shutdown.phase_late", phase=None if self._phase is None else self._phase.name.lower())
+        for task in list(self._closing.values()):
+            task.cancel()
+
+    def _tell(self, reason: str) -> None:
+        try:
+            self._stopping.request_abort(reason)
+        except ExceptionGroup as failures:
+            for failure in failures.exceptions:
+                self._logger.error("shutdown.subscriber_failed", why=f"{type(failure).__name__}: {failure}")
 
     async def _close(self, resource: ShutdownResource) -> None:
         """Close one resource; the root of its task, so no failure leaves it."""
@@ -180,7 +263,11 @@ class ShutdownCoordinator:
             async with timer:
                 await asyncio.shield(work)
         except asyncio.CancelledError:
-            outcome = "forced"
+            outcome = "late" if self._is_phase_late and not self._forced else "forced"
+            why = f"phase {resource.phase.name.lower()} is over" if outcome == "late" else ""
+            own = asyncio.current_task()
+            assert own is not None
+            own.uncancel()  # it ends here; a time-out below would take it for its own
         except Exception as error:  # noqa: BLE001 - a task's root
             outcome = "late" if timer.expired() else "failed"
             why = f"{type(error).__name__}: {error}"
@@ -226,3 +313,64 @@ class ShutdownCoordinator:
 
 async def _await(close: Callable[[], Awaitable[None]]) -> None:
     await close()
+
+
+class ShutdownSignals:
+    """What the signals to a daemon mean; `world.host.daemon.handle_signals` calls these methods.
+
+    Args:
+        coordinator: Whose way down begins.
+        logger: Gets the status and the metrics.
+        metrics: What is dumped, None for nothing.
+    """
+
+    def __init__(self, coordinator: ShutdownCoordinator, logger: Logger, metrics: Registry | None = None) -> None:
+        self._coordinator = coordinator
+        self._logger = logger
+        self._metrics = metrics
+        self._came: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def wait(self) -> str:
+        """Return the name of the signal with which the way down is to begin."""
+        return await asyncio.shield(self._came)
+
+    def stop(self, name: str) -> None:
+        """Begin the way down (SIGTERM, SIGINT)."""
+        self._logger.info("signal.stop", signal=name)
+        if not self._came.done():
+            self._came.set_result(name)
+
+    def force(self, name: str) -> None:
+        """Begin it if it has not, and wait for nothing (SIGQUIT, or a second SIGTERM or SIGINT)."""
+        self._logger.warning("signal.force", signal=name)
+        self._coordinator.force()
+        if not self._came.done():
+            self._came.set_result(name)
+
+    def status(self, name: str) -> None:
+        """Log how far the way down is (SIGUSR1)."""
+        status = self._coordinator.status()
+        self._logger.info(
+            "signal.status",
+            signal=name,
+            phase=status.phase,
+            begun=status.begun,
+            forced=status.forced,
+            registered=status.registered,
+            closing=status.closing,
+            finished=dict(status.finished),
+            n_tasks=len(asyncio.all_tasks()),
+        )
+
+    def dump(self, name: str) -> None:
+        """Log every metric, a few dozen to a line (SIGUSR2)."""
+        values = [] if self._metrics is None else list(_rendered(self._metrics))
+        parts = [values[first : first + DUMPED_PER_LINE] for first in range(0, len(values), DUMPED_PER_LINE)]
+        for number, part in enumerate(parts, start=1):
+            self._logger.info("signal.metrics", signal=name, part=number, parts=len(parts), values=dict(part))
+
+
+def _rendered(metrics: Registry) -> Iterator[tuple[str, float]]:
+    for sample in metrics.statistics():
+        labels = ",".join(f'{name}="{value}"' for name, value in sample.labels)
+        yield (f"{sample.name}{{{labels}}}" if labels else sample.name), sample.value

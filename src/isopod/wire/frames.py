@@ -1,14 +1,16 @@
-"""The RPC stream as data: the hello, the frames, and the two pure directions between them and bytes.
+"""The RPC stream as data: the hello, the frames, and how they become bytes.
 
-Not a connection: nothing here reads, writes, waits or knows who is server. Layout and meaning are in docs/protocol.md.
+Not a connection: nothing here reads, writes, waits or knows who is server. Bytes become frames in `isopod.wire.decoder`. Layout and
+meaning are in docs/protocol.md.
 
 Rules: a frame is decoded in one pass with its body left as `msgspec.Raw`, so that the body is decoded once, into the type of
 its method. Whatever a peer sends ends in frames or in `WireError`, never in another exception, and never holds more memory
 than one frame. Elements after the known ones of a frame, and unknown keys of a hello, are ignored: that is how both grow.
 """
 
+from collections.abc import Callable
 from struct import Struct as Layout
-from typing import Annotated, Final, Generic, TypeVar
+from typing import Annotated, Final, Generic, Literal, TypeVar
 
 import msgspec
 
@@ -18,6 +20,18 @@ VERSION_HIGHEST: Final = 1
 HELLO_BYTES_MAX: Final = 64 << 10
 FRAME_BYTES_MAX: Final = 1 << 20
 LENGTH_BYTES: Final = 4
+HEAD_BYTES: Final = 2
+"""Before the array of a frame whose body follows it: the array's length."""
+
+RAW_FLAG: Final = 1 << 30
+"""In a length: the body stands as it is behind the array, not in it."""
+ZSTD_FLAG: Final = 1 << 31
+"""In a length: what follows is compressed."""
+LENGTH_MASK: Final = RAW_FLAG - 1
+
+Encoding = Literal["msgpack", "json"]
+Feature = Literal["notify", "raw", "reflect", "zstd"]
+FEATURES: "Final[tuple[Feature, ...]]" = ("notify", "raw", "reflect", "zstd")
 
 Body_co = TypeVar("Body_co", covariant=True)
 CallId = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
@@ -38,12 +52,19 @@ class TooLarge(WireError):
     """A message does not fit into one frame."""
 
 
-class Hello(msgspec.Struct, frozen=True, gc=False):
+class Hello(msgspec.Struct, frozen=True):
     """What each side says first. `versions` is [lowest, highest] spoken."""
 
     versions: tuple[Version, Version]
     peer: str = ""
     group: str = ""
+    """The scheduling group a client asks for; "" for the listener's own."""
+    features: tuple[str, ...] = ()
+    """What this side offers; what both offer is used."""
+    heartbeat_ms: Annotated[int, msgspec.Meta(ge=0, le=(1 << 31) - 1)] = 0
+    """The longest silence this side wants; 0 for any. The server's word counts."""
+    table: str = ""
+    """Of a server that offers "reflect": the hash of its table of methods."""
 
 
 class Request(msgspec.Struct, Generic[Body_co], frozen=True, array_like=True, tag=0, gc=False):
@@ -64,13 +85,14 @@ class Reply(msgspec.Struct, Generic[Body_co], frozen=True, array_like=True, tag=
 
 
 class Error(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):
-    """End a call (id 0: the connection) with an error of the tree."""
+    """End a call (id 0: the connection) with an error of the tree. With `retry_after_ms` the call was not begun."""
 
     id: CallId
     code: str
     message: str
     hint: str
     exit_code: int
+    retry_after_ms: Annotated[int, msgspec.Meta(ge=0, le=(1 << 53))] | None = None
 
 
 class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False):
@@ -117,16 +139,63 @@ class Pong(msgspec.Struct, frozen=True, array_like=True, tag=9, gc=False):
     token: Token
 
 
+class Notify(msgspec.Struct, Generic[Body_co], frozen=True, array_like=True, tag=10, gc=False):
+    """Start a call that nobody waits for: it is never answered."""
+
+    method: str
+    deadline_ms: Annotated[int, msgspec.Meta(ge=0, le=(1 << 53))] | None
+    body: Body_co
+
+
+class RawFrame(msgspec.Struct, frozen=True, gc=False):
+    """A frame whose body came behind its array. `head.body` is nil; `body` refers to the received bytes: copy what is kept."""
+
+    head: "Request[RawBody] | Reply[RawBody] | Item[RawBody] | Notify[RawBody]"
+    body: memoryview
+
+
 RawBody = msgspec.Raw
-Frame = Request[RawBody] | Reply[RawBody] | Error | Cancel | Item[RawBody] | End | Credit | GoAway | Ping | Pong
-"""A frame as received: bodies still packed."""
-OutFrame = Request[object] | Reply[object] | Error | Cancel | Item[object] | End | Credit | GoAway | Ping | Pong
-"""A frame to send: bodies are structs (or already packed `Raw`)."""
+PlainFrame = Request[RawBody] | Reply[RawBody] | Error | Cancel | Item[RawBody] | End | Credit | GoAway | Ping | Pong | Notify[RawBody]
+"""A frame as it stands in the stream: bodies still packed."""
+Frame = PlainFrame | RawFrame
+"""A frame as received."""
+OutFrame = (
+    Request[object]
+    | Reply[object]
+    | Error
+    | Cancel
+    | Item[object]
+    | End
+    | Credit
+    | GoAway
+    | Ping
+    | Pong
+    | Notify[object]
+    | tuple[object, ...]
+)
+"""A frame to send: bodies are structs (or already packed `Raw`). Hot paths write the array itself, as a tuple: a struct costs more."""
+WITH_BODY: Final = (Request, Reply, Item, Notify)
+"""The frames that may carry their body behind them."""
+STREAM_FRAMES: Final = (Item, End, Credit)
+ITEM_FRAMES: Final = (Item, RawFrame)
+"""Tuples, because a union written in place is built anew at each `isinstance`."""
+
+REQUEST: Final = 0
+REPLY: Final = 1
+ITEM: Final = 4
+NOTIFY: Final = 10
 
 _LENGTH: Final = Layout("<I")
-_ENCODER: Final = msgspec.msgpack.Encoder()
-_FRAMES: "Final[msgspec.msgpack.Decoder[Frame]]" = msgspec.msgpack.Decoder(Frame)
-_HELLO: Final = msgspec.msgpack.Decoder(Hello)
+_HEAD: Final = Layout("<H")
+pack_length: "Final[Callable[[int], bytes]]" = _LENGTH.pack
+encode_msgpack: "Final[Callable[[object], bytes]]" = msgspec.msgpack.Encoder().encode
+_encode_json: "Final[Callable[[object], bytes]]" = msgspec.json.Encoder().encode
+ENCODE_ERRORS: Final = (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError)
+
+
+def encode_json(value: object) -> bytes:
+    """Return a line of a JSON connection, its end included; text never holds a line break of its own in JSON."""
+    return _encode_json(value) + b"\n"
 
 
 def common_version(ours: tuple[int, int], theirs: tuple[int, int]) -> int | None:
@@ -135,150 +204,62 @@ def common_version(ours: tuple[int, int], theirs: tuple[int, int]) -> int | None
     return highest if highest >= max(ours[0], theirs[0]) else None
 
 
-def encode_hello(hello: Hello) -> bytes:
+def encode_hello(hello: Hello, encoding: Encoding = "msgpack") -> bytes:
     """Return the bytes of a hello.
 
     Raises:
         TooLarge: It is over 64 KiB.
     """
-    packed = _ENCODER.encode(hello)
+    packed = encode_msgpack(hello) if encoding == "msgpack" else encode_json(hello)
     if len(packed) > HELLO_BYTES_MAX:
         raise TooLarge(f"hello of {len(packed)} bytes is over {HELLO_BYTES_MAX}")
-    return MAGIC + _LENGTH.pack(len(packed)) + packed
-
-
-def append_frame(out: bytearray, frame: OutFrame) -> int:
-    """Append a frame to `out`, which keeps its contents if this fails.
-
-    Returns:
-        The bytes appended, the length included.
-
-    Raises:
-        TooLarge: The frame is over 1 MiB.
-        WireError: Its body cannot be packed.
-    """
-    start = len(out)
-    out += b"\0\0\0\0"
-    try:
-        # Into the connection's own buffer: no bytes object per frame, and the frames of one loop turn are joined for free.
-        _ENCODER.encode_into(frame, out, start + LENGTH_BYTES)
-    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
-        del out[start:]
-        raise WireError(f"cannot encode a {type(frame).__name__} frame: {error}") from error
-    n_bytes = len(out) - start
-    if n_bytes - LENGTH_BYTES > FRAME_BYTES_MAX:
-        del out[start:]
-        raise TooLarge(f"a frame of {n_bytes - LENGTH_BYTES} bytes is over {FRAME_BYTES_MAX}")
-    _LENGTH.pack_into(out, start, n_bytes - LENGTH_BYTES)
-    return n_bytes
+    return MAGIC + pack_length(len(packed)) + packed if encoding == "msgpack" else packed
 
 
 def encode_frame(frame: OutFrame) -> bytes:
-    """Return the bytes of one frame.
+    """Return the bytes of one frame, its body in it.
 
     Raises:
         TooLarge: The frame is over 1 MiB.
         WireError: Its body cannot be packed.
     """
-    out = bytearray()
-    append_frame(out, frame)
-    return bytes(out)
+    packed = encode_with(encode_msgpack, frame)
+    return pack_length(len(packed)) + packed
 
 
-def decode_frame(payload: bytes | memoryview) -> Frame:
-    """Return the frame whose array is `payload` (what follows the length).
+def encode_with(encode: Callable[[object], bytes], frame: OutFrame) -> bytes:
+    """Return what follows a frame's length (or, as JSON, its line).
 
     Raises:
-        WireError: It is not one frame.
+        TooLarge: It is over 1 MiB.
+        WireError: Its body cannot be packed.
     """
     try:
-        return _FRAMES.decode(payload)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise WireError(f"not a frame: {error}") from None
+        packed = encode(frame)
+    except ENCODE_ERRORS as error:
+        raise WireError(f"cannot encode {kind_name(frame)}: {error}") from error
+    if len(packed) > FRAME_BYTES_MAX:
+        raise TooLarge(f"a frame of {len(packed)} bytes is over {FRAME_BYTES_MAX}")
+    return packed
 
 
-class StreamDecoder:
-    """Bytes in, the hello and then frames out, however the bytes are cut.
+def raw_head(frame: tuple[object, ...], n_body: int) -> bytes:
+    """Return what stands before the body in the payload of a frame whose body follows its array.
 
-    Holds at most one incomplete frame. After a `WireError` it must not be fed again.
+    Args:
+        frame: The array, with None for the body.
+        n_body: The body's length.
+
+    Raises:
+        TooLarge: The whole is over 1 MiB, or the array over 64 KiB.
     """
+    packed = encode_msgpack(frame)
+    n_payload = HEAD_BYTES + len(packed) + n_body
+    if n_payload > FRAME_BYTES_MAX or len(packed) >= 1 << 16:
+        raise TooLarge(f"a frame of {n_payload} bytes is over {FRAME_BYTES_MAX}")
+    return _HEAD.pack(len(packed)) + packed
 
-    __slots__ = ("_n_wanted", "_partial", "hello")
 
-    def __init__(self) -> None:
-        self.hello: Hello | None = None
-        """The peer's hello, once it is complete."""
-        self._partial = bytearray()
-        self._n_wanted = 0  # do not look at _partial again before it holds so many bytes
-
-    def feed(self, data: bytes) -> list[tuple[Frame, int]]:
-        """Take the next bytes of the stream.
-
-        Args:
-            data: Any cut of it. Bodies of returned frames refer to this object: decode them soon, or copy.
-
-        Returns:
-            The frames completed by `data`, in order, each with its length on the wire (the u32 included).
-
-        Raises:
-            WireError: The stream is not this protocol.
-        """
-        if self._partial:
-            self._partial += data
-            if len(self._partial) < self._n_wanted:
-                return []
-            data = bytes(self._partial)
-        offset = self._take_hello(data) if self.hello is None else 0
-        frames: list[tuple[Frame, int]] = []
-        if self.hello is not None:
-            offset = self._take_frames(data, offset, frames)
-        self._keep(data, offset)
-        return frames
-
-    def _keep(self, data: bytes, offset: int) -> None:
-        """Keep the incomplete rest; a new buffer, so that a large frame's memory goes with it."""
-        if offset < len(data) or self._partial:
-            self._partial = bytearray(memoryview(data)[offset:])
-
-    def _take_hello(self, data: bytes) -> int:
-        """Decode the hello if all of it is there; return where the frames begin."""
-        if not MAGIC.startswith(data[: len(MAGIC)]):
-            raise WireError("the stream does not begin with ISO1")
-        n_head = len(MAGIC) + LENGTH_BYTES
-        if len(data) < n_head:
-            self._n_wanted = len(data) + 1  # look at every byte: a peer of another protocol may wait for our answer
-            return 0
-        (n_payload,) = _LENGTH.unpack_from(data, len(MAGIC))
-        if n_payload > HELLO_BYTES_MAX:
-            raise WireError(f"hello of {n_payload} bytes is over {HELLO_BYTES_MAX}")
-        end = n_head + int(n_payload)
-        self._n_wanted = end
-        if len(data) < end:
-            return 0
-        try:
-            hello = _HELLO.decode(memoryview(data)[n_head:end])
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise WireError(f"bad hello: {error}") from None
-        if hello.versions[0] > hello.versions[1]:
-            raise WireError("bad hello: the lowest version is above the highest")
-        self.hello = hello
-        return end
-
-    def _take_frames(self, data: bytes, offset: int, frames: list[tuple[Frame, int]]) -> int:
-        """Decode the complete frames from `offset` on; return where the incomplete rest begins."""
-        view = memoryview(data)
-        n_data = len(data)
-        unpack = _LENGTH.unpack_from
-        while n_data - offset >= LENGTH_BYTES:
-            (n_payload,) = unpack(data, offset)
-            if n_payload > FRAME_BYTES_MAX:
-                raise WireError(f"a frame of {n_payload} bytes is over {FRAME_BYTES_MAX}")
-            start = offset + LENGTH_BYTES
-            end = start + n_payload
-            if end > n_data:
-                self._n_wanted = LENGTH_BYTES + n_payload
-                return offset
-            frames.append((decode_frame(view[start:end]), end - offset))
-            offset = end
-        self._n_wanted = LENGTH_BYTES
-        return offset
+def kind_name(frame: OutFrame) -> str:
+    """Return what to call a frame in an error."""
+    return f"a {type(frame).__name__} frame" if isinstance(frame, msgspec.Struct) else f"a frame of kind {frame[0]}"

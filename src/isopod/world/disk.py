@@ -2,11 +2,27 @@
 
 Paths are absolute strings. Failures are OSErrors with the errno of the host's kernel, in both Worlds; callers wrap them once
 (`errors.from_os_error`). What is not made durable (`write_atomic`, `File.sync`, `sync_directory`) may be gone after a crash.
+
+Two kinds of open files: `OpenFile` is for the small files of a control plane, answered from the page cache where they can be; a
+`DataFile` is for data, never blocks the loop, and may go past the page cache. A cancelled operation on a data file is told so only
+when the kernel is done with its buffer.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
+
+Data = bytes | bytearray | memoryview
+"""What may be written: contiguous bytes."""
+Target = bytearray | memoryview
+"""What may be read into."""
+IO_BYTES_MAX: Final = 1 << 30
+"""The most that one operation on a data file moves; more is EINVAL."""
+BATCH_MAX: Final = 1024
+"""The most pieces of one batch; more is EINVAL."""
+
+IoBackend = Literal["threads", "io_uring", "sim"]
 
 Progress = Callable[[int], None]
 """Called with the number of compressed bytes consumed so far; from any thread, at most some tens of times a second."""
@@ -70,7 +86,7 @@ class OpenFile(Protocol):
     async def read_at(self, offset: int, n_bytes: int) -> bytes:
         """Return up to `n_bytes` from `offset`; fewer at the end of the file."""
 
-    async def append(self, data: bytes) -> None:
+    async def append(self, data: Data) -> None:
         """Write all of `data` at the end."""
 
     async def sync(self) -> None:
@@ -81,6 +97,136 @@ class OpenFile(Protocol):
 
     def close(self) -> None:
         """Close; further calls raise ValueError."""
+
+
+class OpenFlags(NamedTuple):
+    """How a data file is opened. The names of the constructors are those of Seastar's users."""
+
+    write: bool = False
+    create: bool = False
+    exclusive: bool = False
+    """With `create`: EEXIST if there is something."""
+    truncate: bool = False
+    direct: bool = False
+    """Past the page cache (O_DIRECT) where the file system can; where it cannot, `DataFile.alignment` says why."""
+
+    @staticmethod
+    def read_only(*, direct: bool = False) -> "OpenFlags":
+        """For reading a file that exists."""
+        return OpenFlags(direct=direct)
+
+    @staticmethod
+    def read_write(*, direct: bool = False) -> "OpenFlags":
+        """For reading and writing a file that exists."""
+        return OpenFlags(write=True, direct=direct)
+
+    @staticmethod
+    def create_or_open(*, direct: bool = False) -> "OpenFlags":
+        """For reading and writing a file, made if it is missing."""
+        return OpenFlags(write=True, create=True, direct=direct)
+
+    @staticmethod
+    def create_new(*, direct: bool = False) -> "OpenFlags":
+        """For reading and writing a file that does not exist yet."""
+        return OpenFlags(write=True, create=True, exclusive=True, direct=direct)
+
+
+class Alignment(NamedTuple):
+    """What direct operations on a file must keep to. 1 and 1 for a file that is not direct."""
+
+    is_direct: bool
+    memory_bytes: int
+    """Addresses of buffers are multiples of it."""
+    offset_bytes: int
+    """Offsets and lengths are multiples of it."""
+    why: str
+    """One line: where these facts are from, or why the file is not direct."""
+
+
+class IoFacts(NamedTuple):
+    """How data files are read and written, and why so."""
+
+    backend: IoBackend
+    why: str
+
+
+class IoStatistics(NamedTuple):
+    """What data files have done since the World began."""
+
+    n_reads: int = 0
+    n_writes: int = 0
+    n_syncs: int = 0
+    n_bytes_read: int = 0
+    n_bytes_written: int = 0
+    n_errors: int = 0
+    n_in_flight: int = 0
+    n_inline: int = 0
+    """Reads that the page cache answered at once, without a thread."""
+
+
+class DataFile(OpenFile, Protocol):
+    """A file for data: positional, batched, off the loop. Who opened it closes it. Operations may overlap; their order is then open."""
+
+    @property
+    def path(self) -> str:
+        """Where it was opened."""
+
+    @property
+    def alignment(self) -> Alignment:
+        """What direct operations must keep to."""
+
+    async def read_into(self, offset: int, target: Target) -> int:
+        """Read from `offset` until `target` is full or the file ends; return the number of bytes. Of a direct file offset, length and
+        memory are aligned (EINVAL)."""
+
+    async def write_at(self, offset: int, data: Data) -> None:
+        """Write all of `data` at `offset`. Of a direct file offset and length are aligned (EINVAL), and so is memory, or it is copied."""
+
+    async def read_many(self, extents: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Do `read_at` for each (offset, length), all under way at once; the first failure is raised after all have ended."""
+
+    async def write_many(self, pieces: Sequence[tuple[int, Data]]) -> None:
+        """Do `write_at` for each (offset, data), all under way at once; the first failure is raised after all have ended."""
+
+    async def truncate(self, n_bytes: int) -> None:
+        """Cut or extend (with zeros, without space of their own) to `n_bytes`."""
+
+    async def allocate(self, offset: int, n_bytes: int) -> None:
+        """Reserve space, so that writing there cannot fail for want of it; the file grows if it must. ENOSPC."""
+
+
+class MappedBytes(Protocol):
+    """A file's bytes in memory, as long as the file was when it was mapped. Synchronous: what is not in memory yet makes the loop wait
+    for the disk, see `prefetch`. Who mapped it closes it.
+
+    A file that became shorter is ESTALE in every call, where the bare memory would kill the process (SIGBUS). The size is looked at
+    before each step of at most 1 MiB; only a file cut by another process within those microseconds is not caught.
+    """
+
+    @property
+    def size_bytes(self) -> int:
+        """The length of the map."""
+
+    def read(self, offset: int, n_bytes: int) -> bytes:
+        """Return up to `n_bytes` from `offset`; fewer at the end."""
+
+    def find(self, needle: bytes, start: int, end: int) -> int:
+        """Return the first offset of `needle` wholly inside start..end, -1 if there is none."""
+
+    def write(self, offset: int, data: Data) -> None:
+        """Replace bytes. EBADF if it was not mapped for writing, EINVAL outside of the map."""
+
+    def move(self, target: int, source: int, n_bytes: int) -> None:
+        """Copy bytes inside the map; the two ranges may overlap. EBADF, EINVAL."""
+
+    async def prefetch(self, offset: int, n_bytes: int) -> None:
+        """Have bytes read into memory, off the loop."""
+
+    async def sync(self, offset: int, n_bytes: int) -> None:
+        """Make (at least) these bytes durable."""
+
+    def close(self) -> None:
+        """Unmap; twice is fine, further calls raise ValueError. What was written stays."""
 
 
 class Watch(Protocol):
@@ -111,6 +257,52 @@ class Disk(Protocol):
 
     async def open_append(self, path: str, *, mode: int = 0o600) -> OpenFile:
         """Open for appending, creating the file."""
+
+    async def open_file(self, path: str, flags: OpenFlags = OpenFlags(), *, mode: int = 0o600) -> DataFile:  # noqa: B008 - a tuple
+        """Open a regular file or block device for data. EISDIR for a folder, EINVAL for pipes and sockets.
+
+        Args:
+            path: The file.
+            flags: How.
+            mode: Permission bits if it is created, less the umask.
+        """
+
+    async def map_file(self, path: str, *, write: bool = False) -> MappedBytes:
+        """Map a regular file that is not empty (EINVAL) into memory, shared with all who have it open.
+
+        Args:
+            path: The file.
+            write: Whether it may be changed. Space it does not have yet (holes) must be allocated before it is written to.
+        """
+
+    async def send_file(self, file: OpenFile, transport: asyncio.WriteTransport, *, offset: int, n_bytes: int) -> int:
+        """Send a part of a file over a connection, in the kernel where it can be done (sendfile, splice), else in pieces.
+
+        What was written to the transport before goes first; nobody else writes to it meanwhile. Returns when the last byte was taken by
+        the kernel or by the transport's buffer. A cancelled or failed call has sent an unknown part: the connection is then of no use.
+
+        Args:
+            file: One of this disk's, opened for reading.
+            transport: The connection (TCP, Unix, TLS) or the writing end of a pipe.
+            offset: Where in the file, in bytes.
+            n_bytes: How many; fewer are sent if the file ends before.
+
+        Returns:
+            The number of bytes sent.
+
+        Raises:
+            OSError: ConnectionError: the connection ended or was closed meanwhile. Else the disk failed.
+        """
+
+    async def copy_file(self, source: str, target: str, *, mode: int = 0o600) -> int:
+        """Copy a regular file to a new one (EEXIST), in the kernel where it can be done; not durable. On any failure `target` is removed.
+        Returns the number of bytes."""
+
+    def io_facts(self) -> IoFacts:
+        """Return how data files are read and written."""
+
+    def io_statistics(self) -> IoStatistics:
+        """Return what data files have done."""
 
     async def list(self, path: str) -> Sequence[str]:
         """Return the sorted names in a folder; [] if the folder does not exist."""

@@ -8,6 +8,7 @@ Split first by who can act::
     |   `-- Unsupported         this build or machine cannot do it
     |-- RefusedError        the request is well formed, the state or a policy forbids it   exit 1
     |   |-- NotFound            no object of that name
+    |   |   `-- MethodNotFound      the peer serves no such method
     |   |-- AlreadyExists       the name or range is taken
     |   |-- WrongState          the object's life cycle does not allow this now
     |   |-- InUse               something still depends on the object
@@ -15,8 +16,10 @@ Split first by who can act::
     |   `-- CommandNotRunnable  the container's command cannot be executed           exit 126 or 127
     |-- PeerError           the other end of a connection                             exit 3
     |   |-- Disconnected        the connection ended before the answer
+    |   |   `-- NotStarted          ... and the peer never began the request
     |   |-- ProtocolViolation   the peer broke the wire protocol
     |   |-- VersionMismatch     no common protocol version
+    |   |-- HandshakeFailed     no secured connection: a certificate was refused, or it was no TLS
     |   |-- DeadlineExceeded    no answer in time
     |   `-- Cancelled           the caller withdrew
     |-- UnavailableError    the kernel, a disk or a helper program; may be tried again   exit 4
@@ -24,12 +27,18 @@ Split first by who can act::
     |   |-- DiskFull            no space or quota left
     |   |-- ToolMissing         a program isopod needs is not installed
     |   |-- RuntimeFailed       the OCI runtime or its supervisor reported a failure
+    |   |-- ShardLost           a shard's process died too often and is not started again
     |   `-- AlreadyServing      another daemon owns this data folder
     |-- CorruptError        stored or received data is damaged or hostile             exit 5
     |   |-- BadArchive          an archive entry is unsafe or unreadable
     |   |-- DigestMismatch      data is not what its digest says
     |   `-- BadRecord           a stored record cannot be read
     `-- BugError            a promise of isopod's own code was broken                 exit 70
+        `-- BrokenPromise       a future whose promise was forgotten unresolved
+
+Whether to try again is said by every class: `temporary` means that the same request may succeed later although the caller changes nothing;
+`retryable`, which includes it, that a program may repeat it by itself after a pause (a request that changes something only if it is
+idempotent, or was not begun: `NotStarted`, or an `Exhausted` with `retry_after_s`).
 
 Rules: a class takes facts and builds its message; `code` is stable and part of the wire protocol; the user
 sees one line `error: MESSAGE` and, where it helps, `hint: WHAT TO DO`. `from_code` rebuilds an error that crossed
@@ -38,6 +47,10 @@ the wire. This module imports almost nothing: the lean command line reads it too
 
 import errno as _errno
 import os
+
+_PASSING_ERRNOS = frozenset(
+    (_errno.EAGAIN, _errno.EINTR, _errno.ENOMEM, _errno.EBUSY, _errno.EMFILE, _errno.ENFILE, _errno.ENOBUFS, _errno.ETIMEDOUT)
+)
 
 
 class IsopodError(Exception):
@@ -50,6 +63,12 @@ class IsopodError(Exception):
 
     code = "error"
     exit_code = 1
+    temporary = False
+    """Whether the same request may succeed later without the caller changing it."""
+    retryable = False
+    """Whether a program may repeat the request by itself, after a pause."""
+    retry_after_s: float | None = None
+    """How long a peer that was too busy to begin asks one to wait, None if nothing was said."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -101,6 +120,15 @@ class NotFound(RefusedError):
         super().__init__(f"no such {kind}: {name}", hint)
 
 
+class MethodNotFound(NotFound):
+    """The peer serves no such method: it is older, or another program."""
+
+    code = "method_not_found"
+
+    def __init__(self, name: str, hint: str = "is the node older than the client?") -> None:
+        super().__init__("method", name, hint)
+
+
 class AlreadyExists(RefusedError):
     """The name, range or path is taken."""
 
@@ -114,6 +142,7 @@ class WrongState(RefusedError):
     """The object's life cycle does not allow this now."""
 
     code = "wrong_state"
+    temporary = True
 
     def __init__(self, kind: str, name: str, state: str, wanted: str, *, hint: str = "") -> None:
         super().__init__(f"{kind} {name} is {state}: cannot {wanted}", hint)
@@ -123,18 +152,22 @@ class InUse(RefusedError):
     """Something still depends on the object."""
 
     code = "in_use"
+    temporary = True
 
     def __init__(self, kind: str, name: str, by: str, hint: str = "") -> None:
         super().__init__(f"{kind} {name} is in use by {by}", hint)
 
 
 class Exhausted(RefusedError):
-    """A bounded resource is used up."""
+    """A bounded resource is used up. With `retry_after_s` the request was not begun, and may come again after so many seconds."""
 
     code = "exhausted"
+    temporary = True
+    retryable = True
 
-    def __init__(self, what: str, limit: str, hint: str = "") -> None:
+    def __init__(self, what: str, limit: str, hint: str = "", *, retry_after_s: float | None = None) -> None:
         super().__init__(f"{what} exhausted: {limit}", hint)
+        self.retry_after_s = retry_after_s
 
 
 class CommandNotRunnable(RefusedError):
@@ -159,9 +192,17 @@ class Disconnected(PeerError):
     """The connection ended before the answer."""
 
     code = "disconnected"
+    temporary = True
+    retryable = True
 
     def __init__(self, peer: str, why: str = "connection closed", hint: str = "") -> None:
         super().__init__(f"{peer}: {why}", hint)
+
+
+class NotStarted(Disconnected):
+    """The connection ended, or never was, and the peer certainly did not begin the request."""
+
+    code = "not_started"
 
 
 class ProtocolViolation(PeerError):
@@ -182,10 +223,21 @@ class VersionMismatch(PeerError):
         super().__init__(f"{peer} speaks protocol {theirs}, we speak {ours}", "use the same isopod on both ends")
 
 
+class HandshakeFailed(PeerError):
+    """No secured connection came about, and trying again with the same certificates will not help."""
+
+    code = "handshake_failed"
+
+    def __init__(self, peer: str, why: str) -> None:
+        super().__init__(f"no TLS with {peer}: {why}", "check both ends' certificates, authorities and names")
+
+
 class DeadlineExceeded(PeerError):
     """No answer in time."""
 
     code = "deadline_exceeded"
+    temporary = True
+    retryable = True
 
     def __init__(self, what: str, limit_s: float) -> None:
         super().__init__(f"{what} took longer than {limit_s:g} s")
@@ -205,10 +257,12 @@ class UnavailableError(IsopodError):
 
     code = "unavailable"
     exit_code = 4
+    temporary = True
+    retryable = True
 
 
 class KernelError(UnavailableError):
-    """A system call failed.
+    """A system call failed. Whether to try again depends on `errno`: a busy kernel may pass, a missing permission will not.
 
     Args:
         action: What was attempted, in words.
@@ -217,16 +271,20 @@ class KernelError(UnavailableError):
     """
 
     code = "kernel"
+    temporary = False
+    retryable = False
 
     def __init__(self, action: str, target: str, errno: int, hint: str = "") -> None:
         super().__init__(f"cannot {action} {target}: {os.strerror(errno)}", hint)
         self.errno = errno
+        self.temporary = self.retryable = errno in _PASSING_ERRNOS
 
 
 class DiskFull(UnavailableError):
     """No space or quota left."""
 
     code = "disk_full"
+    retryable = False
 
     def __init__(self, path: str) -> None:
         super().__init__(f"no space left on the file system of {path}", "free some space: `isopod rm`, `isopod rmi`")
@@ -236,6 +294,8 @@ class ToolMissing(UnavailableError):
     """A program or file that isopod needs is not installed."""
 
     code = "tool_missing"
+    temporary = False
+    retryable = False
 
     def __init__(self, tool: str, package: str) -> None:
         super().__init__(f"{tool} is not installed", f"install it: apt-get install {package}")
@@ -245,15 +305,29 @@ class RuntimeFailed(UnavailableError):
     """The OCI runtime or its supervisor reported a failure."""
 
     code = "runtime_failed"
+    temporary = False
+    retryable = False
 
     def __init__(self, action: str, target: str, why: str) -> None:
         super().__init__(f"{action} {target}: {why}")
+
+
+class ShardLost(UnavailableError):
+    """A shard's process died too often, and is not started again."""
+
+    code = "shard_lost"
+    temporary = False
+    retryable = False
+
+    def __init__(self, shard: int, why: str = "its process died too often") -> None:
+        super().__init__(f"shard {shard} is lost: {why}", "see the log for why it died; start the program again")
 
 
 class AlreadyServing(UnavailableError):
     """Another daemon owns this data folder."""
 
     code = "already_serving"
+    retryable = False
 
     def __init__(self, root: str, pid: int) -> None:
         super().__init__(f"another isopod node (pid {pid}) owns {root}", "stop it first, or give this one --root and --run-root")
@@ -315,6 +389,15 @@ class BugError(IsopodError):
         super().__init__(f"internal error: {what}", "this is a bug in isopod; the node's log has the details")
 
 
+class BrokenPromise(BugError):
+    """A future can never get its value: its promise was forgotten unresolved."""
+
+    code = "broken_promise"
+
+    def __init__(self) -> None:
+        super().__init__("a promise was forgotten before it was resolved")
+
+
 def tree() -> dict[str, type[IsopodError]]:
     """Return every error class by its code."""
     found: dict[str, type[IsopodError]] = {}
@@ -326,7 +409,7 @@ def tree() -> dict[str, type[IsopodError]]:
     return found
 
 
-def from_code(code: str, message: str, hint: str = "", exit_code: int | None = None) -> IsopodError:
+def from_code(code: str, message: str, hint: str = "", exit_code: int | None = None, *, retry_after_s: float | None = None) -> IsopodError:
     """Rebuild an error that crossed the wire. An unknown code becomes a plain `IsopodError` with that code."""
     cls = tree().get(code, IsopodError)
     error = cls.__new__(cls)
@@ -335,6 +418,8 @@ def from_code(code: str, message: str, hint: str = "", exit_code: int | None = N
         error.code = code
     if exit_code is not None:
         error.exit_code = exit_code
+    if retry_after_s is not None:
+        error.retry_after_s = retry_after_s
     return error
 
 

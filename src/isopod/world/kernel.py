@@ -51,6 +51,62 @@ class Inventory(NamedTuple):
     tables: tuple[str, ...]
 
 
+class ProcessFigures(NamedTuple):
+    """What this process has used so far; 0 where the kernel does not say."""
+
+    cpu_user_s: float
+    cpu_system_s: float
+    resident_bytes: int
+    proportional_bytes: int
+    """Its memory, pages shared with others counted in parts (PSS)."""
+    virtual_bytes: int
+    peak_bytes: int
+    n_fds: int
+    n_threads: int
+    n_switches_voluntary: int
+    n_switches_involuntary: int
+    n_page_faults_major: int
+    read_bytes: int
+    """From disks, as `written_bytes` to them."""
+    written_bytes: int
+
+
+class InterfaceFigures(NamedTuple):
+    """What a network interface has carried so far."""
+
+    name: str
+    received_bytes: int
+    n_packets_received: int
+    n_receive_errors: int
+    n_receive_drops: int
+    sent_bytes: int
+    n_packets_sent: int
+    n_send_errors: int
+    n_send_drops: int
+
+
+class DiskFigures(NamedTuple):
+    """What a disk has done so far."""
+
+    name: str
+    n_reads: int
+    read_bytes: int
+    n_writes: int
+    written_bytes: int
+    busy_s: float
+
+
+class MachineFigures(NamedTuple):
+    """What the machine has used so far."""
+
+    cpu_s: Mapping[str, float]
+    """Seconds of all CPUs by mode: user, nice, system, idle, iowait, irq, softirq, steal."""
+    memory_bytes: Mapping[str, int]
+    """total, free, available, cached, swap_total, swap_free."""
+    interfaces: tuple[InterfaceFigures, ...]
+    disks: tuple[DiskFigures, ...]
+
+
 class Kernel(Protocol):
     """The kernel's objects that the engine owns."""
 
@@ -123,6 +179,12 @@ class Kernel(Protocol):
 
     async def inventory(self, prefix: str, roots: Sequence[str]) -> Inventory:
         """List what an instance owns: mounts below `roots`, namespace files below them, links, cgroups and tables by prefix."""
+
+    async def process_figures(self) -> ProcessFigures:
+        """Return what this process has used so far."""
+
+    async def machine_figures(self) -> MachineFigures:
+        """Return what the machine has used so far."""
 
     async def pressure(self) -> Mapping[str, float]:
         """Return the load averages and stalled shares known here ("load1", "cpu_some_avg10", ...)."""

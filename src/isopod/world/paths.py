@@ -11,15 +11,13 @@ if TYPE_CHECKING:
     from typing import Final
 
 
-class PathRow:
-    """One path setting. Defaults may use {root} and {run_root}."""
+class Row:
+    """One setting of a node: its name, from which its flag, its variable and its key follow, and what help says."""
 
-    __slots__ = ("default", "help", "name", "rtain")
+    __slots__ = ("help", "name")
 
-    def __init__(self, name: str, default: str, rtain: str, help: str) -> None:  # noqa: A002  the field's word
+    def __init__(self, name: str, help: str) -> None:  # noqa: A002  the field's word
         self.name: Final = name
-        self.default: Final = default
-        self.rtain: Final = rtain
         self.help: Final = help
 
     @property
@@ -34,8 +32,19 @@ class PathRow:
 
     @property
     def key(self) -> str:
-        """The key in the config file's [paths] table: run_root."""
+        """The key in the config file, in its section: run_root."""
         return self.name
+
+
+class PathRow(Row):
+    """One path setting, in the config file's table [paths]. Defaults may use {root} and {run_root}."""
+
+    __slots__ = ("default", "rtain")
+
+    def __init__(self, name: str, default: str, rtain: str, help: str) -> None:  # noqa: A002  the field's word
+        super().__init__(name, help)
+        self.default: Final = default
+        self.rtain: Final = rtain
 
 
 PATHS: Final = (

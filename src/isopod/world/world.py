@@ -7,7 +7,9 @@ from isopod.world.clock import Clock, Random
 from isopod.world.disk import Disk
 from isopod.world.kernel import Kernel
 from isopod.world.network import Network
+from isopod.world.pages import Pages
 from isopod.world.processes import Processes
+from isopod.world.shards import Shards
 
 
 def _nothing() -> None:
@@ -25,4 +27,6 @@ class World:
     disk: Disk
     processes: Processes
     kernel: Kernel
+    pages: Pages
+    shards: Shards
     close: Callable[[], None] = _nothing

@@ -1,7 +1,7 @@
 """What the RPC tests share: a small contract, a server for it, and a peer that speaks in raw frames."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
@@ -11,10 +11,12 @@ import msgspec
 from isopod.net.rpc import Call, Client, RpcLimits, Server, connect
 from isopod.runtime.logger import Logger
 from isopod.runtime.metrics import Registry
+from isopod.runtime.scheduling import current_group
 from isopod.runtime.waiters import Waiters
 from isopod.wire import frames as f
+from isopod.wire.decoder import StreamDecoder
 from isopod.wire.service import Method
-from isopod.world.errors import IsopodError, NotFound
+from isopod.world.errors import Disconnected, IsopodError, NotFound
 from isopod.world.network import UnixAddress
 from isopod.world.world import World
 
@@ -50,6 +52,18 @@ SUM: Final = Method("test.sum", Text, Text, sends=Line | Mark)
 CHAT: Final = Method("test.chat", Text, Text, sends=Line | Mark, receives=Line | Mark)
 BABBLER: Final = Method("test.babbler", Text, Text, receives=Line | Mark)
 DEAF: Final = Method("test.deaf", Text, Text, sends=Line | Mark)
+PLAIN: Final = Method("test.plain", Text, Text)
+EITHER: Final = Method("test.either", Text, Text)
+NOTE: Final = Method("test.note", Text, Text)
+BLOB: Final = Method("test.blob", bytes, bytes, idempotent=True)
+PIPE: Final = Method("test.pipe", Text, Text, sends=bytes, receives=bytes)
+FLAKY: Final = Method("test.flaky", Text, Text, idempotent=True)
+FRAGILE: Final = Method("test.fragile", Text, Text)
+WHO: Final = Method("test.who", Text, Text)
+
+METHODS: Final = (
+    ECHO, FAIL, BUG, HANG, STUBBORN, MULE, BIG, COUNT, SUM, CHAT, DEAF, BABBLER, PLAIN, EITHER, NOTE, BLOB, PIPE, FLAKY, FRAGILE, WHO
+)  # fmt: skip
 
 WAIT_S: Final = 20.0
 
@@ -61,6 +75,10 @@ class Service:
     events: list[str] = field(default_factory=list)
     changed: Waiters = field(default_factory=Waiters)
     n_sent: int = 0
+    n_failures: int = 0
+    """How many calls of `flaky` and `fragile` fail from now on."""
+    failure: Callable[[], IsopodError] = field(default=lambda: Disconnected("flaky", "as asked"))
+    groups: list[str] = field(default_factory=list)
     release: asyncio.Event = field(default_factory=asyncio.Event)
 
     def note(self, event: str) -> None:
@@ -150,6 +168,56 @@ class Service:
         call.end()
         return Text("bye", n_items)
 
+    def plain(self, call: Call[Any, Any], request: Text) -> Text:
+        """A function that is no coroutine; fails as asked."""
+        self.note(f"plain {request.text}")
+        if request.text == "refuse":
+            raise NotFound("container", request.text)
+        if request.text == "bug":
+            raise ZeroDivisionError("the secret of the function")
+        if request.text == "cancelled":
+            raise asyncio.CancelledError
+        return request
+
+    def either(self, call: Call[Any, Any], request: Text) -> Text | Awaitable[Text]:
+        """Answer at once, or later."""
+        return request if request.number == 0 else self._later(request)
+
+    async def _later(self, request: Text) -> Text:
+        await asyncio.sleep(request.number / 1000)
+        return request
+
+    def note_(self, call: Call[Any, Any], request: Text) -> Text:
+        self.note(f"noted {request.text} {call.id < 0}")
+        return request
+
+    async def blob(self, call: Call[Any, Any], request: bytes) -> bytes:
+        assert type(request) is bytes
+        return request[::-1]
+
+    async def pipe(self, call: Call[bytes, bytes], request: Text) -> Text:
+        n_bytes = 0
+        async for piece in call:
+            assert type(piece) is bytes
+            n_bytes += len(piece)
+            await call.send(piece)
+        return Text("piped", n_bytes)
+
+    async def flaky(self, call: Call[Any, Any], request: Text) -> Text:
+        self.note("flaky")
+        if self.n_failures:
+            self.n_failures -= 1
+            raise self.failure()
+        return request
+
+    async def fragile(self, call: Call[Any, Any], request: Text) -> Text:
+        return await self.flaky(call, request)
+
+    async def who(self, call: Call[Any, Any], request: Text) -> Text:
+        """Say who called, and in which group this runs."""
+        self.groups.append(current_group().name)
+        return Text("" if call.identity is None else call.identity.common_name)
+
     async def deaf(self, call: Call[Any, Any], request: Text) -> Text:
         """Never take an item."""
         return await self.hang(call, Text("deaf"))
@@ -185,17 +253,21 @@ class Stage:
 
 
 @asynccontextmanager
-async def serve(world: World, folder: str, limits: RpcLimits = RpcLimits()) -> AsyncIterator[Stage]:  # noqa: B008
+async def serve(
+    world: World,
+    folder: str,
+    limits: RpcLimits = RpcLimits(),  # noqa: B008
+    **options: Any,
+) -> AsyncIterator[Stage]:
     """Run the test service on a socket in `folder`."""
     lines: list[bytes] = []
     service = Service()
     metrics = Registry()
     handlers: list[tuple[Method[Any, Any], Any]] = [
-        (method, getattr(service, method.name.removeprefix("test.")))
-        for method in (ECHO, FAIL, BUG, HANG, STUBBORN, MULE, BIG, COUNT, SUM, CHAT, DEAF, BABBLER)
+        (method, service.note_ if method is NOTE else getattr(service, method.name.removeprefix("test."))) for method in METHODS
     ]
     logger = Logger(lines.append, world.clock, level="debug")
-    server = Server(world, handlers, logger=logger, metrics=metrics, limits=limits, peer="test-server")
+    server = Server(world, handlers, logger=logger, metrics=metrics, limits=limits, peer="test-server", **options)
     address = UnixAddress(f"{folder}/rpc.sock")
     await server.listen(address)
     try:
@@ -209,7 +281,7 @@ class RawPeer(asyncio.Protocol):
     """A client that says whatever a test wants, and keeps what it hears."""
 
     def __init__(self) -> None:
-        self.decoder = f.StreamDecoder()
+        self.decoder = StreamDecoder()
         self.frames: list[f.Frame] = []
         self.n_received = 0
         self.is_lost = False

@@ -5,7 +5,10 @@
 
 mod archive;
 mod kernel;
+mod mask;
 mod network;
+mod ring;
+mod uring;
 
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
@@ -22,13 +25,24 @@ pyo3::create_exception!(
     "An archive entry is unsafe, damaged, or over a limit. args = (entry, why)."
 );
 
+pyo3::create_exception!(
+    isopod._core,
+    RingError,
+    pyo3::exceptions::PyException,
+    "A ring shared with another process is damaged, or a message does not fit it. args = (why,)."
+);
+
 /// Functions of isopod that are close to the kernel.
 #[pymodule(name = "_core")]
 fn core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("ArchiveError", module.py().get_type::<ArchiveError>())?;
+    module.add("RingError", module.py().get_type::<RingError>())?;
     archive::register(module)?;
     kernel::register(module)?;
+    mask::register(module)?;
     network::register(module)?;
+    ring::register(module)?;
+    uring::register(module)?;
     // PyO3 made it while functions were added; what the module offers is said by its stub, and nobody imports "*".
     module.delattr("__all__")
 }
@@ -38,6 +52,7 @@ impl From<Error> for PyErr {
         match error {
             Error::Os { errno, subject } => os_error(errno.raw_os_error(), subject),
             Error::Archive { entry, why } => ArchiveError::new_err((String::from_utf8_lossy(&entry).into_owned(), why)),
+            Error::Ring { why } => RingError::new_err((why,)),
             // Functions that take a callback raise what that raised in its place.
             Error::Stopped => pyo3::exceptions::PyRuntimeError::new_err("stopped by the caller"),
         }

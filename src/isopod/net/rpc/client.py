@@ -1,187 +1,79 @@
 """Client: calls methods over one connection, many at once.
 
 Cancelling a task that waits in `call` withdraws the call (the server cancels its handler). Answers that come too late are
-dropped. A client does not reconnect: when its connection ends, every call, open or to come, raises why.
+dropped. A client does not reconnect: when its connection ends, every call, open or to come, raises why. `ReconnectingClient` does.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, TypeVar
 
-import msgspec
-
-from isopod.net.rpc.codec import Codec
-from isopod.net.rpc.connection import Connection, RpcLimits
+from isopod.net.rpc.client_call import AnyClientCall, ClientCall
+from isopod.net.rpc.codec import Body, Codec
+from isopod.net.rpc.connection import VERSIONS, Connection, error_of
 from isopod.net.rpc.deadlines import Deadlines
-from isopod.net.rpc.streams import Inbox, Outbox
+from isopod.net.rpc.limits import RpcLimits
+from isopod.runtime.abort import current_deadline
 from isopod.wire import frames as f
 from isopod.wire.service import Method
 from isopod.world.errors import (
-    BugError,
     DeadlineExceeded,
     Disconnected,
     InvalidArgument,
     IsopodError,
+    NotStarted,
     ProtocolViolation,
-    from_code,
+    Unsupported,
 )
-from isopod.world.network import Address, UnixAddress
-from isopod.world.world import World
+from isopod.world.network import PeerIdentity
 
 Q = TypeVar("Q")
 R = TypeVar("R")
 
 CALL_TIMEOUT_S: Final = 30.0
-CONNECT_TIMEOUT_S: Final = 5.0
-_STREAM_FRAMES: Final = (f.Item, f.End, f.Credit)  # a union in place would be built anew at each isinstance
-START_HINT: Final = "start the node: isopod node"
+_NOT_OURS: Final = (f.Request, f.Cancel, f.Notify)
 
 
-class ClientCall(Generic[R]):
-    """One open call: what its method streams, and its reply."""
+class _Failure:
+    """What a waiting call is woken with instead of a reply: an exception in a future that nobody awaits any more would be reported."""
 
-    __slots__ = ("_connection", "_done", "_error", "_inbox", "_outbox", "_result", "codec", "id", "timeout_s")
+    __slots__ = ("error",)
 
-    def __init__(self, connection: Connection, call_id: int, codec: Codec[Any, R], *, timeout_s: float | None) -> None:
-        self.id = call_id
-        self.codec = codec
-        self.timeout_s = timeout_s
-        self._connection = connection
-        # Only ever set to None: an exception kept in a future nobody awaits any more would be reported by the loop.
-        self._done: asyncio.Future[None] = connection.loop.create_future()
-        self._error: IsopodError | None = None
-        self._result: R | None = None
-        self._inbox: Inbox[Any] | None = None
-        self._outbox: Outbox | None = None
-
-    async def send(self, item: Any) -> None:  # of the union that the method names
-        """Stream one item to the server, waiting for its credit.
-
-        Raises:
-            BugError: The method takes no items, or after `end`.
-            InvalidArgument: The item is over 1 MiB.
-            IsopodError: The call has ended.
-        """
-        if self._outbox is None:
-            raise BugError(f"{self.codec.method.name} takes no items")
-        await self._outbox.send(item)
-
-    def end(self) -> None:
-        """Say that no more items will come."""
-        if self._outbox is not None:
-            self._outbox.end()
-
-    async def receive(self) -> Any:  # of the union that the method names
-        """Return the next item the server streams; None at the end (the reply may follow).
-
-        Raises:
-            IsopodError: The call failed.
-        """
-        return None if self._inbox is None else await self._inbox.receive()
-
-    def __aiter__(self) -> AsyncIterator[Any]:
-        """Iterate over what the server streams."""
-        return self._iterate()
-
-    async def _iterate(self) -> AsyncIterator[Any]:
-        while (item := await self.receive()) is not None:
-            yield item
-
-    async def reply(self) -> R:
-        """Wait for the reply. Items not received are dropped only when the call is left.
-
-        Raises:
-            IsopodError: The call failed.
-        """
-        await asyncio.shield(self._done)
-        return self.result()
-
-    # --- for the client -----------------------------------------------------------------------------------------------
-
-    @property
-    def done(self) -> "asyncio.Future[None]":
-        """Set when the call has ended."""
-        return self._done
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether reply or error are there."""
-        return self._error is not None or self._result is not None
-
-    def open_streams(self) -> None:
-        """Give the call the streams of its method."""
-        method = self.codec.method
-        if self.codec.receives is not None:
-            self._inbox = Inbox(self._connection, self.id, decoder=self.codec.receives, method=method.name)
-        if method.sends is not None:
-            self._outbox = Outbox(self._connection, self.id, method=method.name)
-
-    def result(self) -> R:
-        """Return the reply, or raise the error, of an ended call."""
-        if self._error is not None:
-            raise self._error
-        if self._result is None:
-            raise BugError(f"{self.codec.method.name} has not ended")
-        return self._result
-
-    def finish(self, result: R) -> None:
-        """The reply came."""
-        self._result = result
-        self._settle(None)
-
-    def fail(self, error: IsopodError) -> None:
-        """The call failed."""
-        self._error = error
-        self._settle(error)
-
-    def on_frame(self, frame: f.Frame, n_bytes: int) -> None:
-        """Take a frame of this call's streams. Raises ProtocolViolation."""
-        if isinstance(frame, f.Credit):
-            if self._outbox is not None:
-                self._outbox.on_credit(frame.n_bytes)
-        elif self._inbox is not None:
-            if isinstance(frame, f.Item):
-                self._inbox.on_item(frame.body, n_bytes)
-            else:
-                self._inbox.end()
-        elif isinstance(frame, f.Item):
-            if self.codec.receives is None:
-                raise ProtocolViolation(self._connection.peer, f"{self.codec.method.name} streams no items")
-            self._connection.send(f.Credit(self.id, n_bytes))  # a plain call of a streaming method: nobody wants them
-
-    def wake(self) -> None:
-        """The peer reads again."""
-        if self._outbox is not None:
-            self._outbox.wake()
-
-    def discard(self) -> None:
-        """Nobody will take what is queued."""
-        if self._inbox is not None:
-            self._inbox.discard()
-
-    def _settle(self, error: IsopodError | None) -> None:
-        if not self._done.done():
-            self._done.set_result(None)
-        if self._inbox is not None:
-            self._inbox.end(error)
-        if self._outbox is not None:
-            self._outbox.fail(error or Disconnected(self._connection.peer, f"{self.codec.method.name} has ended"))
+    def __init__(self, error: IsopodError) -> None:
+        self.error = error
 
 
-AnyClientCall = ClientCall[Any]  # of whatever its method replies
+_Waiting = tuple["asyncio.Future[Any]", Codec[Any, Any], float | None, int | None]
+"""A call without streams: who waits, how to decode, when it is over, and after how many milliseconds. An object would cost more."""
 
 
 class Client:
-    """Open with `connect`; close after use."""
+    """Open with `connect`; close after use.
 
-    def __init__(self, *, peer: str, limits: RpcLimits) -> None:
-        self.connection = Connection(self, peer=peer, limits=limits, stops_reading=False)
-        self._calls: dict[int, AnyClientCall] = {}
+    Args:
+        peer: What to call ourselves.
+        limits: Bounds.
+        encoding: Of the connection.
+        group: The scheduling group to ask for, "" for the listener's own.
+        compression: Whether to ask for zstd.
+    """
+
+    def __init__(
+        self, *, peer: str, limits: RpcLimits, encoding: f.Encoding = "msgpack", group: str = "", compression: bool = False
+    ) -> None:
+        features = tuple(feature for feature in f.FEATURES if compression or feature != "zstd")
+        self._hello = f.Hello(VERSIONS, peer, group, features, round(limits.heartbeat_s * 1000))
+        self.connection = Connection(self, limits=limits, is_server=False, encoding=encoding)
+        self.table = ""
+        """The hash of the server's table of methods, "" if it does not say."""
+        self._loop = self.connection.loop
+        self._waiting: dict[int, _Waiting] = {}
+        self._open: dict[int, AnyClientCall] = {}
         self._codecs: dict[str, Codec[Any, Any]] = {}
         self._n_calls = 0
-        self._deadlines = Deadlines(self.connection.loop, self._on_expired)
-        self._ready: asyncio.Future[None] = self.connection.loop.create_future()
+        self._deadlines = Deadlines(self._loop, self._open_deadlines, self._on_expired)
+        self._ready: asyncio.Future[None] = self._loop.create_future()
         self._refusal: IsopodError | None = None
 
     @property
@@ -189,28 +81,46 @@ class Client:
         """What the server calls itself."""
         return self.connection.peer
 
+    @property
+    def identity(self) -> PeerIdentity | None:
+        """Who the server's certificate says it is; None without TLS."""
+        return self.connection.identity
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether a call made now would be sent."""
+        return self._refusal is None
+
     async def call(self, method: Method[Q, R], request: Q, *, timeout_s: float | None = CALL_TIMEOUT_S) -> R:
         """Call a method and wait for its reply; items it streams are dropped.
 
         Args:
             method: Which.
             request: Its request.
-            timeout_s: The deadline, told to the server too; None for none.
+            timeout_s: The deadline, told to the server too; None for none. A nearer one of the context (`isopod.runtime.abort`) counts.
 
         Raises:
             DeadlineExceeded: No answer in time.
-            Disconnected: The connection ended.
+            Disconnected: The connection ended; `NotStarted` if the server certainly did not begin the call.
             IsopodError: What the handler raised.
         """
         if self.connection.is_write_paused:
             await self._wait_writable(method.name, timeout_s)
-        call = self._start(method, request, timeout_s, streams=False)
+        call_id, codec, expires_at, deadline_ms = self._send_request(method, request, timeout_s)
+        if method.sends is not None:
+            self.connection.send(f.End(call_id))
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._waiting[call_id] = (future, codec, expires_at, deadline_ms)
         try:
-            await call.done
+            found = await future
         except asyncio.CancelledError:
-            self._withdraw(call)
+            if self._waiting.pop(call_id, None) is not None:
+                self.connection.send(f.Cancel(call_id))
             raise
-        return call.result()
+        if type(found) is _Failure:
+            raise found.error
+        reply: R = found
+        return reply
 
     @asynccontextmanager
     async def open(self, method: Method[Q, R], request: Q, *, timeout_s: float | None = None) -> AsyncIterator[ClientCall[R]]:
@@ -226,12 +136,51 @@ class Client:
         """
         if self.connection.is_write_paused:
             await self._wait_writable(method.name, timeout_s)
-        call = self._start(method, request, timeout_s, streams=True)
+        call_id, codec, expires_at, deadline_ms = self._send_request(method, request, timeout_s)
+        call = self._open[call_id] = ClientCall(self.connection, call_id, codec, expires_at=expires_at)
+        call.deadline_ms = deadline_ms
+        call.open_streams()
         try:
             yield call
         finally:
             self._withdraw(call)
             call.discard()
+
+    async def notify(self, method: Method[Q, R], request: Q, *, timeout_s: float | None = CALL_TIMEOUT_S) -> None:
+        """Have a method called and never hear of it: no reply, no error, no promise that it was served. Returns when it is on its way.
+
+        Args:
+            method: Which; it must not stream.
+            request: Its request.
+            timeout_s: How long the handler may take, and this wait for a server that does not read.
+
+        Raises:
+            Unsupported: The server knows no such calls, or the method streams.
+            InvalidArgument: The request cannot be packed.
+            IsopodError: The connection has ended.
+        """
+        if method.sends is not None or method.receives is not None:
+            raise Unsupported(f"a notice of {method.name}", "the method streams")
+        if "notify" not in self.connection.features:
+            raise Unsupported(f"a notice of {method.name}", f"{self.peer} takes none")
+        if self.connection.is_write_paused:
+            await self._wait_writable(method.name, timeout_s)
+        if self._refusal is not None:
+            raise self._refusal
+        self._send((f.NOTIFY, method.name, self._deadline(timeout_s)[1]), request, method.name)
+
+    async def ping(self, *, timeout_s: float = CALL_TIMEOUT_S) -> float:
+        """Return how many seconds the server takes to answer a PING.
+
+        Raises:
+            DeadlineExceeded: No answer in time.
+            IsopodError: The connection has ended.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self.connection.ping()
+        except TimeoutError:
+            raise DeadlineExceeded(f"a ping of {self.peer}", timeout_s) from None
 
     async def close(self) -> None:
         """Fail what is open and end the connection."""
@@ -250,40 +199,55 @@ class Client:
 
     # --- what the connection calls ------------------------------------------------------------------------------------
 
+    def on_made(self) -> None:
+        """The connection stands; the hello will say more."""
+
+    def greeting(self, theirs: f.Hello | None) -> f.Hello:
+        """Return our hello."""
+        return self._hello
+
     def on_hello(self, hello: f.Hello) -> None:
         """The server has introduced itself."""
+        self.table = hello.table
         if not self._ready.done():
             self._ready.set_result(None)
 
-    def on_frame(self, frame: f.Frame, n_bytes: int) -> None:
+    def on_bytes(self) -> None:
+        """Something came."""
+
+    def on_frame(self, frame: f.Frame, n_bytes: int) -> bool:
         """Take a frame of a server."""
-        if isinstance(frame, f.Reply):
-            self._on_reply(frame)
-        elif isinstance(frame, _STREAM_FRAMES):
-            call = self._calls.get(frame.id)
-            if call is not None:
-                call.on_frame(frame, n_bytes)
-        elif isinstance(frame, f.Error):
-            call = self._forget(frame.id)
-            if call is not None:
-                call.fail(from_code(frame.code, frame.message, frame.hint, frame.exit_code))
+        if type(frame) is f.Reply:
+            self._on_reply(frame.id, frame.body)
+        elif isinstance(frame, f.RawFrame):
+            self._on_raw_frame(frame, n_bytes)
+        elif isinstance(frame, f.STREAM_FRAMES):
+            self._on_stream_frame(frame.id, frame, n_bytes)
+        elif isinstance(frame, f.Error) and frame.id:
+            self._fail(frame.id, error_of(frame))
         elif isinstance(frame, f.GoAway):
             self._on_go_away(frame.last_id)
-        else:
+        elif isinstance(frame, _NOT_OURS):
             raise f.WireError(f"{type(frame).__name__.upper()} from a server")
+        else:
+            self.connection.on_frame(frame)
+        return self.connection.must_pause
 
     def on_writable(self) -> None:
         """The server reads again."""
-        for call in list(self._calls.values()):
+        for call in list(self._open.values()):
             call.wake()
+
+    def on_unread(self, n_bytes: int) -> bool:
+        """Calls wait while the server does not read: nothing piles up here."""
+        return True
 
     def on_lost(self, error: IsopodError) -> None:
         """The connection has ended."""
-        self._refusal = error
+        self._refusal = NotStarted(self.peer, error.message, error.hint) if type(error) is Disconnected else error
         self._deadlines.close()
-        calls, self._calls = self._calls, {}
-        for call in calls.values():
-            call.fail(error)
+        for call_id in (*self._waiting, *self._open):
+            self._fail(call_id, error)
         if not self._ready.done():
             self._ready.set_result(None)
 
@@ -292,64 +256,130 @@ class Client:
 
     # --- calls --------------------------------------------------------------------------------------------------------
 
-    def _start(self, method: Method[Q, R], request: Q, timeout_s: float | None, *, streams: bool) -> ClientCall[R]:
+    def _send_request(self, method: Method[Q, R], request: Q, timeout_s: float | None) -> tuple[int, Codec[Q, R], float | None, int | None]:
         if self._refusal is not None:
             raise self._refusal
-        call_id = self._n_calls + 1
-        deadline_ms = None if timeout_s is None else max(0, round(timeout_s * 1000))
-        try:
-            self.connection.send(f.Request(call_id, method.name, deadline_ms, request))
-        except f.WireError as error:
-            raise InvalidArgument("request of", method.name, error.why) from error
-        self._n_calls = call_id
-        call = ClientCall(self.connection, call_id, self._codec(method), timeout_s=timeout_s)
-        if streams:
-            call.open_streams()
-        elif method.sends is not None:
-            self.connection.send(f.End(call_id))
-        self._calls[call_id] = call
-        if timeout_s is not None:
-            self._deadlines.add(call_id, timeout_s)
-        return call
-
-    def _codec(self, method: Method[Q, R]) -> Codec[Q, R]:
-        codec = self._codecs.get(method.name)
+        name = method.name
+        codec = self._codecs.get(name)
         if codec is None or codec.method is not method:
-            codec = self._codecs[method.name] = Codec(method)
-        return codec
+            codec = self._codecs[name] = Codec(method, self.connection.encoding)
+        expires_at, deadline_ms = self._deadline(timeout_s)
+        call_id = self._n_calls + 1
+        self._send((f.REQUEST, call_id, name, deadline_ms), request, name)
+        self._n_calls = call_id
+        if expires_at is not None:
+            self._deadlines.note(expires_at)
+        return call_id, codec, expires_at, deadline_ms
 
-    def _forget(self, call_id: int) -> AnyClientCall | None:
-        self._deadlines.discard(call_id)
-        return self._calls.pop(call_id, None)
+    def _deadline(self, timeout_s: float | None) -> tuple[float | None, int | None]:
+        """Return when a call is over, and what to tell the server; a deadline of the context may be nearer."""
+        outer = current_deadline()
+        if timeout_s is None and outer is None:
+            return None, None
+        now = self._loop.time()
+        expires_at = outer if timeout_s is None else now + timeout_s
+        if outer is not None and expires_at is not None and outer < expires_at:
+            expires_at = outer
+        assert expires_at is not None
+        return expires_at, max(0, int((expires_at - now) * 1000 + 0.5))
 
-    def _on_reply(self, frame: f.Reply[msgspec.Raw]) -> None:
-        call = self._forget(frame.id)
+    def _send(self, head: tuple[object, ...], request: object, what: str) -> None:
+        connection = self.connection
+        try:
+            if type(request) is bytes and len(request) >= connection.raw_bytes_min:
+                connection.send_raw((*head, None), request)
+            else:
+                connection.send((*head, request))
+        except f.WireError as error:
+            raise InvalidArgument("request of", what, error.why) from error
+
+    def _on_reply(self, call_id: int, body: Body) -> None:
+        waiting = self._waiting.pop(call_id, None)
+        if waiting is None:
+            self._on_open_reply(call_id, body)
+            return
+        future, codec, _, _ = waiting
+        if future.done():
+            return  # its caller was cancelled in this turn
+        try:
+            future.set_result(codec.decode_reply(body, self.peer))
+        except ProtocolViolation as error:
+            future.set_result(_Failure(error))
+
+    def _on_open_reply(self, call_id: int, body: Body) -> None:
+        call = self._open.pop(call_id, None)
         if call is None:
             return  # late: its caller gave up
         try:
-            call.finish(call.codec.decode_reply(frame.body, self.peer))
+            call.finish(call.codec.decode_reply(body, self.peer))
         except ProtocolViolation as error:
             call.fail(error)
 
+    def _on_raw_frame(self, frame: f.RawFrame, n_bytes: int) -> None:
+        head = frame.head
+        if isinstance(head, f.Reply):
+            waiting = self._waiting.get(head.id) or self._open.get(head.id)
+            codec = waiting.codec if isinstance(waiting, ClientCall) else waiting[1] if waiting else None
+            if codec is not None and codec.method.reply is not bytes:
+                self._fail(head.id, ProtocolViolation(self.peer, f"reply of {codec.method.name}: it has no raw body"))
+            else:
+                self._on_reply(head.id, frame.body)
+        elif isinstance(head, f.Item):
+            self._on_stream_frame(head.id, frame, n_bytes)
+        else:
+            raise f.WireError(f"{type(head).__name__.upper()} from a server")
+
+    def _on_stream_frame(self, call_id: int, frame: f.Frame, n_bytes: int) -> None:
+        call = self._open.get(call_id)
+        if call is not None:
+            call.on_frame(frame, n_bytes)
+            return
+        waiting = self._waiting.get(call_id)
+        if waiting is not None and isinstance(frame, f.ITEM_FRAMES):
+            method = waiting[1].method
+            if method.receives is None:
+                raise ProtocolViolation(self.peer, f"{method.name} streams no items")
+            self.connection.send(f.Credit(call_id, n_bytes))  # a plain call of a streaming method: nobody wants them
+
+    def _fail(self, call_id: int, error: IsopodError) -> None:
+        """End a call, if it is open."""
+        waiting = self._waiting.pop(call_id, None)
+        if waiting is not None:
+            if not waiting[0].done():
+                waiting[0].set_result(_Failure(error))
+            return
+        call = self._open.pop(call_id, None)
+        if call is not None:
+            call.fail(error)
+
     def _on_go_away(self, last_id: int) -> None:
-        error = Disconnected(self.peer, "shutting down", "try again when it is up")
+        error = NotStarted(self.peer, "shutting down", "try again when it is up")
         self._refusal = self._refusal or error
-        for call_id in [call_id for call_id in self._calls if call_id > last_id]:
-            call = self._forget(call_id)
-            if call is not None:
-                call.fail(error)
+        for call_id in (*self._waiting, *self._open):
+            if call_id > last_id:
+                self._fail(call_id, error)
 
     def _withdraw(self, call: AnyClientCall) -> None:
         """Tell the server that nobody waits any more, unless the call has ended."""
-        if self._forget(call.id) is not None:
+        if self._open.pop(call.id, None) is not None:
             self.connection.send(f.Cancel(call.id))
             call.fail(Disconnected(self.peer, f"{call.codec.method.name} was withdrawn by us"))
 
+    def _open_deadlines(self) -> Iterator[tuple[int, float | None]]:
+        for call_id, (_, _, expires_at, _) in self._waiting.items():
+            yield call_id, expires_at
+        for call_id, call in self._open.items():
+            yield call_id, call.expires_at
+
     def _on_expired(self, call_id: int) -> None:
-        call = self._calls.pop(call_id, None)
-        if call is not None:
-            self.connection.send(f.Cancel(call_id))
-            call.fail(DeadlineExceeded(call.codec.method.name, call.timeout_s or 0.0))
+        waiting = self._waiting.get(call_id)
+        if waiting is not None:
+            method, deadline_ms = waiting[1].method, waiting[3]
+        else:
+            call = self._open[call_id]
+            method, deadline_ms = call.codec.method, call.deadline_ms
+        self.connection.send(f.Cancel(call_id))
+        self._fail(call_id, DeadlineExceeded(method.name, (deadline_ms or 0) / 1000))
 
     async def _wait_writable(self, what: str, timeout_s: float | None) -> None:
         """Wait until the server reads what is already on its way: so a stalled server does not grow our memory."""
@@ -359,42 +389,3 @@ class Client:
                     await self.connection.writable.wait()
         except TimeoutError:
             raise DeadlineExceeded(what, timeout_s or 0.0) from None
-
-
-async def connect(
-    world: World,
-    address: Address,
-    *,
-    peer: str = "isopod",
-    timeout_s: float = CONNECT_TIMEOUT_S,
-    limits: RpcLimits = RpcLimits(),  # noqa: B008 - an immutable tuple
-) -> Client:
-    """Connect and shake hands.
-
-    Args:
-        world: Whose network.
-        address: Where the server listens.
-        peer: What to call ourselves.
-        timeout_s: Deadline of connecting and of the server's hello together.
-        limits: Bounds of our side.
-
-    Raises:
-        Disconnected: Nobody listens there, or the connection ended at once.
-        DeadlineExceeded: No hello in time.
-        VersionMismatch: No protocol version in common.
-    """
-    client = Client(peer=peer, limits=limits)
-    where = address.path if isinstance(address, UnixAddress) else f"{address.host}:{address.port}"
-    try:
-        async with asyncio.timeout(timeout_s):
-            await world.network.connect(address, lambda: client.connection)
-            await client.wait_ready()
-    except TimeoutError:
-        client.connection.abort()
-        raise DeadlineExceeded(f"connecting to {where}", timeout_s) from None
-    except OSError as error:
-        raise Disconnected(where, error.strerror or str(error), START_HINT) from error
-    except (IsopodError, asyncio.CancelledError):
-        client.connection.abort()
-        raise
-    return client

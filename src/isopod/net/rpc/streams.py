@@ -8,9 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Generic, TypeVar
 
-import msgspec
-
-from isopod.net.rpc.codec import ItemDecoder, decode_item
+from isopod.net.rpc.codec import Body, Decode, decode_item
 from isopod.net.rpc.connection import Connection
 from isopod.runtime.waiters import Waiters
 from isopod.wire import frames as f
@@ -43,7 +41,7 @@ class Inbox(Generic[T]):
         connection: Connection,
         call_id: int,
         *,
-        decoder: ItemDecoder,
+        decoder: Decode,
         method: str,
         on_taken: Callable[[int], None] | None = None,
     ) -> None:
@@ -60,7 +58,7 @@ class Inbox(Generic[T]):
         self._error: IsopodError | None = None
         self._waiters = Waiters()
 
-    def on_item(self, body: msgspec.Raw, n_bytes: int) -> None:
+    def on_item(self, body: Body, n_bytes: int) -> None:
         """Take an ITEM frame.
 
         Raises:
@@ -154,7 +152,11 @@ class Outbox:
                 break
             await self._waiters.wait()
         try:
-            self._credit -= self._connection.send(f.Item(self._id, item))
+            connection = self._connection
+            if type(item) is bytes and len(item) >= connection.raw_bytes_min:
+                self._credit -= connection.send_raw((f.ITEM, self._id, None), item)
+            else:
+                self._credit -= connection.send((f.ITEM, self._id, item))
         except f.WireError as error:
             raise InvalidArgument("item of", self._method, error.why) from error
 

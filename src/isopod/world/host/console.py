@@ -93,6 +93,14 @@ def read_small_file(path: str) -> bytes | None:
     return data
 
 
+def names(path: str) -> list[str]:
+    """Return the sorted names in a folder, [] if there is none."""
+    try:
+        return sorted(posix.listdir(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def open_to_read(path: str) -> int:
     """Return a descriptor of a file opened for reading; the caller closes it."""
     return posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)

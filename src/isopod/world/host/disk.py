@@ -1,34 +1,64 @@
 """The host's files.
 
 Calls that answer from the page cache run inline: a thread would cost more than they do. What waits for a device (fsync) or works
-through much data runs in the workers. Archives are the Rust core's business.
+through much data runs in the workers. Archives are the Rust core's business. Data files (`open_file`) have a back end that is chosen once,
+when the first of them is opened; see `files_io` and `uring`.
 """
 
+import asyncio
 import fcntl
 import os
 import stat as stat_bits
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Final, TypeVar
+from typing import Final, Literal, TypeVar
 
 from isopod import _core
-from isopod.world.disk import ArchiveMember, FileStat, OpenFile, Packed, Progress, Unpacked, UnpackLimits, Watch
+from isopod.world.disk import (
+    ArchiveMember,
+    Data,
+    FileStat,
+    IoFacts,
+    IoStatistics,
+    MappedBytes,
+    OpenFile,
+    OpenFlags,
+    Packed,
+    Progress,
+    Unpacked,
+    UnpackLimits,
+    Watch,
+)
 from isopod.world.errors import BadArchive
-from isopod.world.host import files, libc
+from isopod.world.host import files, libc, sendfile, uring
+from isopod.world.host.files_data import HostDataFile, open_data_file
+from isopod.world.host.files_io import FileIo, ThreadIo
 from isopod.world.host.inotify import FolderWatch
+from isopod.world.host.mapped import map_file
 from isopod.world.host.workers import Workers
+from isopod.world.send_pieces import send_in_pieces
 
 T = TypeVar("T")
 
+FileIoChoice = Literal["auto", "threads", "io_uring"]
+"""Who reads and writes data files; "auto" takes io_uring where the kernel lets it."""
 INLINE_BYTES_MAX: Final = 256 << 10
 """Above it reading and writing goes to a thread: some 50 us of copying."""
 
 
 class HostDisk:
-    """`Disk` by the kernel's file systems."""
+    """`Disk` by the kernel's file systems. `close` ends the back end of data files.
 
-    def __init__(self, workers: Workers) -> None:
+    Args:
+        workers: For calls that block.
+        file_io: Who reads and writes data files. io_uring falls back to threads where the kernel refuses it; `io_facts` says why.
+    """
+
+    def __init__(self, workers: Workers, file_io: FileIoChoice = "auto") -> None:
         self._workers = workers
+        self._choice: FileIoChoice = file_io
+        self._io: FileIo | None = None
+        self._why = ""
 
     async def read(self, path: str, *, n_bytes_max: int = 64 << 20) -> bytes:
         """See `Disk.read`."""
@@ -58,6 +88,37 @@ class HostDisk:
     async def open_append(self, path: str, *, mode: int = 0o600) -> OpenFile:
         """See `Disk.open_append`."""
         return HostFile(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, mode), self._workers)
+
+    async def open_file(self, path: str, flags: OpenFlags = OpenFlags(), *, mode: int = 0o600) -> HostDataFile:  # noqa: B008 - a tuple
+        """See `Disk.open_file`."""
+        return open_data_file(path, flags, mode, io=self._data_io(), workers=self._workers)
+
+    async def map_file(self, path: str, *, write: bool = False) -> MappedBytes:
+        """See `Disk.map_file`."""
+        return map_file(path, write=write, workers=self._workers)
+
+    async def send_file(self, file: OpenFile, transport: asyncio.WriteTransport, *, offset: int, n_bytes: int) -> int:
+        """See `Disk.send_file`."""
+        if isinstance(file, HostFile) or (isinstance(file, HostDataFile) and not file.alignment.is_direct):
+            return await sendfile.send(file, transport, offset, n_bytes, workers=self._workers)
+        return await send_in_pieces(file.read_at, transport, offset, n_bytes)
+
+    async def copy_file(self, source: str, target: str, *, mode: int = 0o600) -> int:
+        """See `Disk.copy_file`. A cancelled call stops after the present 16 MiB."""
+        return await self._workers.bulk_abortable(lambda check: files.copy_file(source, target, mode, check))
+
+    def io_facts(self) -> IoFacts:
+        """See `Disk.io_facts`."""
+        return IoFacts(self._data_io().kind, self._why)
+
+    def io_statistics(self) -> IoStatistics:
+        """See `Disk.io_statistics`."""
+        return self._data_io().tally.snapshot()
+
+    def close(self) -> None:
+        """Wait for what data files have under way, and end their back end."""
+        if self._io is not None:
+            self._io.close()
 
     async def list(self, path: str) -> Sequence[str]:
         """See `Disk.list`."""
@@ -169,6 +230,14 @@ class HostDisk:
         """See `Disk.digest`."""
         return await self._workers.bulk(_with_file, path, _core.sha256_file)
 
+    def _data_io(self) -> FileIo:
+        """Return the back end of data files, chosen at the first call."""
+        if self._io is None:
+            refused = "not asked for" if self._choice == "threads" else uring.refusal()
+            self._io = ThreadIo(self._workers) if refused else uring.UringIo()
+            self._why = f"no io_uring: {refused}" if refused else "the kernel has io_uring"
+        return self._io
+
 
 class HostFile:
     """`OpenFile` over a descriptor, which it owns. A `close` during a call in a thread takes effect when that call ends."""
@@ -186,7 +255,7 @@ class HostFile:
             return os.pread(self._fd, n_bytes, offset)
         return await self._in_thread(lambda: os.pread(self._fd, n_bytes, offset))
 
-    async def append(self, data: bytes) -> None:
+    async def append(self, data: Data) -> None:
         """See `OpenFile.append`."""
         self._check_open()
         if len(data) <= INLINE_BYTES_MAX:
@@ -204,6 +273,21 @@ class HostFile:
         self._check_open()
         return os.fstat(self._fd).st_size
 
+    def fileno(self) -> int:
+        """Return the descriptor, for the host's own use (sendfile)."""
+        self._check_open()
+        return self._fd
+
+    def enter(self) -> None:
+        """Keep it open until `leave`."""
+        self._n_calls += 1
+
+    def leave(self) -> None:
+        """Note that a call has ended; the last one closes a file that was closed meanwhile."""
+        self._n_calls -= 1
+        if self._is_closed and self._n_calls == 0:
+            os.close(self._fd)
+
     def close(self) -> None:
         """See `OpenFile.close`. Closing twice is fine."""
         if not self._is_closed:
@@ -216,13 +300,11 @@ class HostFile:
             raise ValueError("the file is closed")
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
-        self._n_calls += 1
+        self.enter()
         try:
             return await self._workers.quick(call)
         finally:
-            self._n_calls -= 1
-            if self._is_closed and self._n_calls == 0:
-                os.close(self._fd)
+            self.leave()
 
 
 @asynccontextmanager

@@ -9,8 +9,10 @@ import errno
 import os
 import secrets
 import stat
+from collections.abc import Callable
 from typing import Final
 
+from isopod.world.disk import Data
 from isopod.world.host import libc
 
 TEMPORARY_PREFIX: Final = ".isopod-tmp-"
@@ -18,6 +20,8 @@ TEMPORARY_PREFIX: Final = ".isopod-tmp-"
 PARENT_MODE: Final = 0o755
 """What a folder's mode may at most give to the parents that are made for it."""
 _COPY_BYTES: Final = 1 << 20
+_KERNEL_COPY_BYTES: Final = 16 << 20
+_NO_COPY_RANGE: Final = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def read_file(path: str, n_bytes_max: int) -> bytes:
@@ -74,11 +78,27 @@ def write_atomic(path: str, data: bytes, mode: int) -> None:
         os.close(folder_fd)
 
 
-def write_all(fd: int, data: bytes) -> None:
+def write_all(fd: int, data: Data) -> None:
     """Write all of `data`."""
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
+
+
+def copy_file(source: str, target: str, mode: int, check: Callable[[], None]) -> int:
+    """Copy a regular file to a new one, by copy_file_range(2) where the file systems can; `check` may raise to stop. Returns the size."""
+    with contextlib.ExitStack() as stack:
+        source_fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        stack.callback(os.close, source_fd)
+        if not stat.S_ISREG(os.fstat(source_fd).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", source)
+        target_fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        stack.callback(os.close, target_fd)
+        try:
+            return _copy_bytes(source_fd, target_fd, check)
+        except BaseException:
+            os.unlink(target)
+            raise
 
 
 def list_names(path: str) -> list[str]:
@@ -123,6 +143,24 @@ def sync_directory(path: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _copy_bytes(source_fd: int, target_fd: int, check: Callable[[], None]) -> int:
+    n_bytes = 0
+    try:
+        while n_copied := os.copy_file_range(source_fd, target_fd, _KERNEL_COPY_BYTES):
+            n_bytes += n_copied
+            check()
+    except OSError as error:
+        if error.errno not in _NO_COPY_RANGE:
+            raise
+    # Files of /proc say that they are empty, and some kernels believe it: reading is what tells.
+    while data := os.pread(source_fd, _COPY_BYTES, n_bytes):
+        os.lseek(target_fd, n_bytes, os.SEEK_SET)
+        write_all(target_fd, data)
+        n_bytes += len(data)
+        check()
+    return n_bytes
 
 
 def _set_folder_mode(path: str, mode: int) -> None:

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from isopod import _core
-from isopod.world.host import cgroups, machine, mountspace
+from isopod.world.host import cgroups, figures, machine, mountspace
 from isopod.world.host.links import HostLinks
 from isopod.world.host.mountinfo import is_below, read_own
 from isopod.world.host.processes import HostProcesses
 from isopod.world.host.workers import Workers
-from isopod.world.kernel import CgroupFacts, CgroupUsage, HostFacts, Inventory
+from isopod.world.kernel import CgroupFacts, CgroupUsage, HostFacts, Inventory, MachineFigures, ProcessFigures
 
 NAMESPACE_KIND: Final = "nsfs"
 
@@ -89,6 +89,14 @@ class HostKernel(HostLinks):
             cgroups=cgroups.groups(self._cgroups(), prefix),
             tables=await self.tables(prefix),
         )
+
+    async def process_figures(self) -> ProcessFigures:
+        """See `Kernel.process_figures`. In a thread: the kernel walks all its pages."""
+        return await self._workers.quick(figures.process_figures)
+
+    async def machine_figures(self) -> MachineFigures:
+        """See `Kernel.machine_figures`."""
+        return await self._workers.quick(figures.machine_figures)
 
     async def pressure(self) -> Mapping[str, float]:
         """See `Kernel.pressure`."""

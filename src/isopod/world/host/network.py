@@ -17,23 +17,49 @@ from contextlib import contextmanager
 from typing import Final
 
 from isopod.world.host.readiness import Readiness
-from isopod.world.network import Address, Listener, PacketConnection, ProtocolFactory, TcpAddress, UnixAddress
+from isopod.world.host.resolve import HostResolver
+from isopod.world.host.tcp import bind_tcp, connect_tcp, keep_delay
+from isopod.world.host.udp import open_udp
+from isopod.world.network import (
+    Address,
+    ClientTls,
+    DatagramFactory,
+    Listener,
+    PacketConnection,
+    ProtocolFactory,
+    ServerTls,
+    TcpAddress,
+    TcpOptions,
+    UdpAddress,
+    UnixAddress,
+)
+from isopod.world.tls_stream import secure_client, securing
 
 SUN_PATH_BYTES_MAX: Final = 107
 PACKET_BYTES_MAX: Final = 64 << 10
 
-_SocketAddress = tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]
-_AddressInfo = tuple[socket.AddressFamily, socket.SocketKind, int, str, _SocketAddress]
-
 
 class HostNetwork:
-    """`Network` by the kernel's sockets."""
+    """`Network` by the kernel's sockets. `close` ends the resolver's threads."""
+
+    def __init__(self) -> None:
+        self._resolver = HostResolver()
 
     async def listen(
-        self, address: Address, factory: ProtocolFactory, *, mode: int = 0o660, gid: int | None = None, backlog: int = 4096
+        self,
+        address: Address,
+        factory: ProtocolFactory,
+        *,
+        mode: int = 0o660,
+        gid: int | None = None,
+        backlog: int = 4096,
+        tls: ServerTls | None = None,
+        options: TcpOptions | None = None,
     ) -> Listener:
         """See `Network.listen`."""
         loop = asyncio.get_running_loop()
+        if tls is not None:
+            factory = securing(factory, tls)
         if isinstance(address, UnixAddress):
             sock, identity = _bind_unix(address.path, mode=mode, gid=gid, backlog=backlog)
             try:
@@ -43,7 +69,10 @@ class HostNetwork:
                 _unlink_own(address.path, identity)
                 raise
             return _UnixListener(server, address, identity)
-        sock = await _bind_tcp(address, backlog)
+        if options is not None and not options.nodelay:
+            factory = keep_delay(factory)
+        where = (await self._resolver.resolve(address.host, address.port, passive=True))[0]
+        sock = bind_tcp(where, backlog, options)
         try:
             server = await loop.create_server(factory, sock=sock, backlog=backlog)
         except BaseException:
@@ -52,28 +81,49 @@ class HostNetwork:
         host, port = sock.getsockname()[:2]
         return _TcpListener(server, TcpAddress(host, port))
 
-    async def connect(self, address: Address, factory: ProtocolFactory) -> tuple[asyncio.Transport, asyncio.Protocol]:
+    async def connect(
+        self, address: Address, factory: ProtocolFactory, *, tls: ClientTls | None = None, options: TcpOptions | None = None
+    ) -> tuple[asyncio.Transport, asyncio.BaseProtocol]:
         """See `Network.connect`."""
-        loop = asyncio.get_running_loop()
         if isinstance(address, UnixAddress):
             sock = _connect_unix(address.path, socket.SOCK_STREAM)
-            try:
-                transport, protocol = await loop.create_unix_connection(factory, sock=sock)
-            except BaseException:
-                sock.close()
-                raise
-            return transport, protocol
-        sock = await _connect_tcp(address)
+        else:
+            sock = await connect_tcp(await self._resolver.resolve(address.host, address.port), options)
         try:
-            tcp_transport, tcp_protocol = await loop.create_connection(factory, sock=sock)
+            if tls is None:
+                return await _begin(sock, factory, options)
+            host = None if isinstance(address, UnixAddress) else address.host
+            protocol = factory()
+            stream, done = secure_client(protocol, tls, host)
+            below, _ = await _begin(sock, lambda: stream, options)
         except BaseException:
             sock.close()
             raise
-        return tcp_transport, tcp_protocol
+        try:
+            await done
+        except BaseException:
+            below.abort()
+            raise
+        return stream, protocol
 
     async def connect_packets(self, path: str) -> PacketConnection:
         """See `Network.connect_packets`."""
         return HostPacketConnection(_connect_unix(path, socket.SOCK_SEQPACKET))
+
+    async def open_udp(
+        self, local: UdpAddress | None, factory: DatagramFactory, *, remote: UdpAddress | None = None, reuse_port: bool = False
+    ) -> tuple[asyncio.DatagramTransport, asyncio.DatagramProtocol]:
+        """See `Network.open_udp`."""
+        return await open_udp(self._resolver, local, factory, remote=remote, reuse_port=reuse_port)
+
+    async def resolve(self, host: str, port: int = 0) -> Sequence[TcpAddress]:
+        """See `Network.resolve`."""
+        found = await self._resolver.resolve(host, port)
+        return [TcpAddress(socket.getnameinfo(each.where, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)[0], port) for each in found]
+
+    def close(self) -> None:
+        """End the resolver's threads after their present look-ups."""
+        self._resolver.close()
 
 
 class HostPacketConnection:
@@ -259,54 +309,14 @@ def _short_path(path: str) -> Iterator[str]:
         os.close(folder_fd)
 
 
-async def _bind_tcp(address: TcpAddress, backlog: int) -> socket.socket:
-    """Return a listening socket on the first address that the name has: one listener, one port."""
-    family, where = (await _resolve(address, passive=True))[0]
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(where)
-        sock.listen(backlog)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-async def _connect_tcp(address: TcpAddress) -> socket.socket:
-    """Return a connected socket, trying the addresses of the name in their order; the first one's failure is raised."""
+async def _begin(
+    sock: socket.socket, factory: ProtocolFactory, options: TcpOptions | None
+) -> tuple[asyncio.Transport, asyncio.BaseProtocol]:
+    """Hand a connected socket to the loop."""
     loop = asyncio.get_running_loop()
-    failure: OSError | None = None
-    for family, where in await _resolve(address, passive=False):
-        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            await loop.sock_connect(sock, where)
-        except OSError as error:
-            sock.close()
-            failure = failure or error
-        except BaseException:
-            sock.close()
-            raise
-        else:
-            return sock
-    assert failure is not None
-    raise failure
-
-
-async def _resolve(address: TcpAddress, *, passive: bool) -> Sequence[tuple[int, _SocketAddress]]:
-    """Return the (family, address) pairs of a host; numeric ones without a thread."""
-    flags = socket.AI_PASSIVE if passive else 0
-    try:
-        numeric = flags | socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
-        found: Sequence[_AddressInfo] = socket.getaddrinfo(address.host or None, address.port, type=socket.SOCK_STREAM, flags=numeric)
-    except socket.gaierror:
-        found = await _look_up(address, flags)
-    return [(family, where) for family, _, _, _, where in found]
-
-
-async def _look_up(address: TcpAddress, flags: int) -> Sequence[_AddressInfo]:
-    loop = asyncio.get_running_loop()
-    try:
-        return await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=flags)
-    except socket.gaierror as error:  # its number is not an errno
-        raise OSError(errno.EHOSTUNREACH, f"cannot resolve {address.host}: {error.strerror}") from error
+    if sock.family == socket.AF_UNIX:
+        return await loop.create_unix_connection(factory, sock=sock)
+    transport, protocol = await loop.create_connection(factory, sock=sock)
+    if options is not None and not options.nodelay:  # the loops have switched it on
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
+    return transport, protocol

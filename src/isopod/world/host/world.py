@@ -1,31 +1,43 @@
 """The host's World: uvloop's or asyncio's loop, and the kernel."""
 
 from isopod.world.host.clock import HostClock, HostRandom
-from isopod.world.host.disk import HostDisk
+from isopod.world.host.disk import FileIoChoice, HostDisk
 from isopod.world.host.kernel import HostKernel
 from isopod.world.host.network import HostNetwork
+from isopod.world.host.pages import HostPages
 from isopod.world.host.processes import HostProcesses
+from isopod.world.host.shards import HostShards
 from isopod.world.host.workers import Workers
 from isopod.world.world import World
 
 
-def make_host_world() -> World:
-    """Return the host's ports. Nothing is opened and no thread starts before it is needed. `World.close` ends it."""
+def make_host_world(*, file_io: FileIoChoice = "auto") -> World:
+    """Return the host's ports. Nothing is opened and no thread starts before it is needed. `World.close` ends it.
+
+    Args:
+        file_io: Who reads and writes data files, see `HostDisk`.
+    """
     workers = Workers()
     processes = HostProcesses()
     kernel = HostKernel(workers, processes)
+    network = HostNetwork()
+    disk = HostDisk(workers, file_io)
 
     def close() -> None:
         kernel.close()
+        network.close()
+        disk.close()
         workers.close()
 
     return World(
         name="host",
         clock=HostClock(),
         random=HostRandom(),
-        network=HostNetwork(),
-        disk=HostDisk(workers),
+        network=network,
+        disk=disk,
         processes=processes,
         kernel=kernel,
+        pages=HostPages(),
+        shards=HostShards(),
         close=close,
     )

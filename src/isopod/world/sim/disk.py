@@ -16,10 +16,25 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
-from isopod.world.disk import ArchiveMember, Disk, FileStat, Packed, Progress, Unpacked, UnpackLimits, Watch
+from isopod.world.disk import (
+    ArchiveMember,
+    Data,
+    Disk,
+    FileStat,
+    IoFacts,
+    IoStatistics,
+    OpenFlags,
+    Packed,
+    Progress,
+    Unpacked,
+    UnpackLimits,
+    Watch,
+)
 from isopod.world.disk import OpenFile as OpenFilePort
 from isopod.world.errors import BadArchive
+from isopod.world.send_pieces import send_in_pieces
 from isopod.world.sim import layers
+from isopod.world.sim.data_files import SimDataFile, SimMapping, open_inode
 from isopod.world.sim.inodes import BLOCK_BYTES, FileSystem, Inode
 from isopod.world.sim.loop import SimLoop
 from isopod.world.sim.nodes import Node
@@ -47,6 +62,7 @@ class SimDisk:
         self._chance = chance
         self._device = device
         self._locks: dict[int, SimFile] = {}
+        self.io = IoStatistics()
 
     # -- faults and inspection -------------------------------------------------------------------------------------------------------
 
@@ -125,6 +141,42 @@ class SimDisk:
         if inode.kind == "fifo" and not inode.watchers:
             fail(errno.ENXIO, path)
         return SimFile(self, self._loop, inode, path)
+
+    async def open_file(self, path: str, flags: OpenFlags = OpenFlags(), *, mode: int = 0o600) -> SimDataFile:  # noqa: B008 - a tuple
+        """Open a file for data."""
+        await self._call()
+        inode = open_inode(self.view, path, flags, mode)
+        return SimDataFile(self, self._loop, inode, path, flags=flags)
+
+    async def map_file(self, path: str, *, write: bool = False) -> SimMapping:
+        """Map a file that is not empty."""
+        await self._call()
+        return SimMapping(self, self._loop, open_inode(self.view, path, OpenFlags(write=write), 0), path, is_writable=write)
+
+    async def send_file(self, file: OpenFilePort, transport: asyncio.WriteTransport, *, offset: int, n_bytes: int) -> int:
+        """Send a part of a file over a connection, in pieces."""
+        return await send_in_pieces(file.read_at, transport, offset, n_bytes)
+
+    async def copy_file(self, source: str, target: str, *, mode: int = 0o600) -> int:
+        """Copy a regular file to a new one."""
+        await self._call()
+        data = bytes(open_inode(self.view, source, OpenFlags(), 0).data)
+        await self.pause(len(data))
+        made = open_inode(self.view, target, OpenFlags.create_new(), mode)
+        try:
+            made.replace(data)
+        except OSError:
+            self.view.remove(target)
+            raise
+        return len(data)
+
+    def io_facts(self) -> IoFacts:
+        """Return that all this is simulated."""
+        return IoFacts("sim", "a simulated disk")
+
+    def io_statistics(self) -> IoStatistics:
+        """Return what data files have done."""
+        return self.io
 
     async def list(self, path: str) -> Sequence[str]:
         """Return the sorted names in a folder; [] if the folder does not exist."""
@@ -311,10 +363,10 @@ class SimFile:
         await self._ready()
         return bytes(self.inode.data[offset : offset + n_bytes])
 
-    async def append(self, data: bytes) -> None:
+    async def append(self, data: Data) -> None:
         """Write all of `data` at the end."""
         await self._ready(len(data))
-        self.inode.append(data)
+        self.inode.append(bytes(data))
         if self.inode.kind == "fifo":
             self.inode.notify("")
         else:

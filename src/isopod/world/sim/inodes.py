@@ -131,6 +131,24 @@ class Inode:
         self.data[:] = data
         self.modified_at_ns = self.file_system.now_ns()
 
+    def write_at(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Set bytes at a place; what lies between it and the present end becomes zeros."""
+        n_more = max(0, offset + len(data) - len(self.data))
+        if self.n_links:
+            self.file_system.charge(n_more)
+        self.data += bytes(n_more)
+        self.data[offset : offset + len(data)] = data
+        self.modified_at_ns = self.file_system.now_ns()
+
+    def resize(self, n_bytes: int) -> None:
+        """Cut, or extend with zeros."""
+        if self.n_links:
+            self.file_system.charge(n_bytes - len(self.data))
+        if n_bytes < len(self.data):
+            del self.data[n_bytes:]
+        self.data += bytes(n_bytes - len(self.data))
+        self.modified_at_ns = self.file_system.now_ns()
+
     def attach(self, name: str, inode: "Inode") -> None:
         """Give `inode` a name in this folder. An inode of that name loses it."""
         if inode.n_links == 0:

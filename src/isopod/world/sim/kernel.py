@@ -12,7 +12,16 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from isopod.world.kernel import CgroupFacts, CgroupUsage, HostFacts, Inventory
+from isopod.world.kernel import (
+    CgroupFacts,
+    CgroupUsage,
+    DiskFigures,
+    HostFacts,
+    InterfaceFigures,
+    Inventory,
+    MachineFigures,
+    ProcessFigures,
+)
 from isopod.world.kernel import Kernel as KernelPort
 from isopod.world.sim.filters import Filters
 from isopod.world.sim.inodes import FileSystem, Inode
@@ -266,6 +275,38 @@ class SimKernel:
             links=tuple(sorted(name for name in self.links.host.links if name.startswith(prefix))),
             cgroups=tuple(sorted(path for path in self.groups if path.startswith("/" + prefix))),
             tables=tuple(sorted(name for name in _inet_names(self.filters) if name.startswith(prefix))),
+        )
+
+    async def process_figures(self) -> ProcessFigures:
+        """Return figures that follow from the virtual time alone."""
+        await self._call()
+        now_s = self._loop.time()
+        return ProcessFigures(
+            cpu_user_s=now_s / 100,
+            cpu_system_s=now_s / 400,
+            resident_bytes=48 << 20,
+            proportional_bytes=40 << 20,
+            virtual_bytes=256 << 20,
+            peak_bytes=48 << 20,
+            n_fds=16,
+            n_threads=1,
+            n_switches_voluntary=int(now_s * 10),
+            n_switches_involuntary=int(now_s),
+            n_page_faults_major=0,
+            read_bytes=1 << 20,
+            written_bytes=int(now_s) << 10,
+        )
+
+    async def machine_figures(self) -> MachineFigures:
+        """Return figures that follow from the virtual time alone: one interface and one disk, lightly used."""
+        await self._call()
+        now_s = self._loop.time()
+        n = int(now_s * 1000)
+        return MachineFigures(
+            cpu_s={"user": now_s / 10, "nice": 0.0, "system": now_s / 20, "idle": now_s * 3.85, "iowait": 0.0, "steal": 0.0},
+            memory_bytes={"total": 8 << 30, "free": 4 << 30, "available": 6 << 30, "cached": 1 << 30, "swap_total": 0, "swap_free": 0},
+            interfaces=(InterfaceFigures("eth0", n * 1500, n, 0, 0, n * 600, n, 0, 0),),
+            disks=(DiskFigures("sda", n, n << 12, n, n << 12, now_s / 50),),
         )
 
     async def pressure(self) -> Mapping[str, float]:

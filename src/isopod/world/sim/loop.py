@@ -5,6 +5,7 @@ Legal behaviours, all drawn from one stream of the world's seed:
 - Time stands still while something is ready, but for one microsecond a turn; when nothing is ready it jumps to the next timer.
 - Tasks that are ready in the same turn run in a seeded order. Plain callbacks (`call_soon`, timers) keep their order among themselves,
   which asyncio promises and protocols rely on; only their place between the tasks varies.
+- Scheduling groups change nothing in that order: the loop counts their steps, and `need_preempt` says yes at every eighth question.
 - `run_in_executor` runs the function in the loop's thread, a seeded delay later. There are no threads, sockets, signals or children.
 
 It refuses to hang: with nothing ready and no timer left it raises `Deadlock`, and over `n_events_max` events `Runaway`.
@@ -21,6 +22,8 @@ from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
 from typing import Any, Final, TypeVar, TypeVarTuple, Unpack
 
+from isopod.world.errors import Exhausted
+from isopod.world.loops import CURRENT, GROUPS_MAX, MAIN, GroupLoop, GroupStatistics, SchedulingGroup, Stall, TaskFacts
 from isopod.world.sim.owners import OWNER, Owner
 
 _T = TypeVar("_T")
@@ -31,6 +34,7 @@ EVENTS_MAX: Final = 10_000_000
 _EXECUTOR_DELAY_S_MAX: Final = 0.001
 _CANCELLED_TIMERS_MIN: Final = 128
 _ROOT_PID: Final = 4242
+_PREEMPT_EVERY: Final = 8
 
 
 class Deadlock(RuntimeError):
@@ -41,7 +45,14 @@ class Runaway(RuntimeError):
     """More events ran than any honest scenario needs."""
 
 
-class SimLoop(asyncio.BaseEventLoop):
+class _NoWatch:
+    """The watch over a loop whose steps take no time."""
+
+    def stop(self) -> None:
+        """Nothing runs."""
+
+
+class SimLoop(GroupLoop, asyncio.BaseEventLoop):
     """The loop.
 
     Args:
@@ -65,6 +76,10 @@ class SimLoop(asyncio.BaseEventLoop):
         self._n_cancelled_timers = 0
         self._owners: list[Owner] = [self.root]
         self._trace: Any = None
+        self._n_turns = 0
+        self._n_preempt_asked = 0
+        self._group_steps: dict[SchedulingGroup, int] = {}
+        self._groups_since_ns: dict[SchedulingGroup, int] = {}
 
     # -- time and owners -------------------------------------------------------------------------------------------------------------
 
@@ -84,6 +99,64 @@ class SimLoop(asyncio.BaseEventLoop):
     def owners(self) -> list[Owner]:
         """Return the owners that are not buried, oldest first."""
         return [each for each in self._owners if not each.buried]
+
+    # -- scheduling groups -----------------------------------------------------------------------------------------------------------
+
+    def use_group(self, group: SchedulingGroup) -> None:
+        """See `GroupLoop.use_group`."""
+        if group is MAIN:
+            return
+        self.account()
+        if group not in self._group_steps:
+            if len(self._group_steps) >= GROUPS_MAX:
+                raise Exhausted("scheduling groups", f"{GROUPS_MAX} on one loop", "make groups once, not per connection or per call")
+            self._group_steps[group] = 0
+            self._groups_since_ns[group] = self.elapsed_ns
+
+    def account(self) -> None:
+        """See `GroupLoop.account`."""
+        if not self._group_steps:
+            self._group_steps[MAIN] = 0
+            self._groups_since_ns[MAIN] = self.elapsed_ns
+
+    def group_statistics(self) -> tuple[GroupStatistics, ...]:
+        """See `GroupLoop.group_statistics`: steps take no virtual time, so all of it is time without work."""
+        queued = [handle._context.get(CURRENT, MAIN) for handle in self._ready]  # type: ignore[attr-defined]
+        return tuple(
+            GroupStatistics(
+                name=group.name,
+                shares=group.shares,
+                priority=group.priority.name.lower(),
+                n_steps=n_steps,
+                n_queued=queued.count(group),
+                run_s=0.0,
+                wait_s=(self.elapsed_ns - self._groups_since_ns[group]) / 1e9,
+                starve_s=0.0,
+            )
+            for group, n_steps in self._group_steps.items()
+        )
+
+    def need_preempt(self) -> bool:
+        """See `GroupLoop.need_preempt`."""
+        self._n_preempt_asked += 1
+        return self._n_preempt_asked % _PREEMPT_EVERY == 0
+
+    def busy_s(self) -> float:
+        """See `GroupLoop.busy_s`: turns are all that takes time."""
+        return self._n_turns * TURN_NS / 1e9
+
+    def n_turns(self) -> int:
+        """See `GroupLoop.n_turns`."""
+        return self._n_turns
+
+    def task_facts(self, task: asyncio.Task[Any]) -> TaskFacts | None:
+        """See `GroupLoop.task_facts`."""
+        born: tuple[int, SchedulingGroup] | None = getattr(task, "_isopod_born", None)
+        return None if born is None else TaskFacts((self.elapsed_ns - born[0]) / 1e9, born[1].name)
+
+    def watch(self, threshold_s: float, on_stall: Callable[[Stall], None], on_end: Callable[[Stall], None]) -> _NoWatch:
+        """See `GroupLoop.watch`: nothing can stall where steps take no time, and there is no other thread to notice."""
+        return _NoWatch()
 
     # -- trace -----------------------------------------------------------------------------------------------------------------------
 
@@ -128,6 +201,10 @@ class SimLoop(asyncio.BaseEventLoop):
         task: asyncio.Task[_T] = super().create_task(coro, name=name, context=context)
         owner = OWNER.get(self.root) if context is None else context.get(OWNER, self.root)
         owner.adopt(task)
+        group = CURRENT.get() if context is None else context.get(CURRENT, MAIN)
+        task._isopod_born = (self.elapsed_ns, group)  # type: ignore[attr-defined]
+        if group is not MAIN and group not in self._group_steps:
+            self.use_group(group)
         return task
 
     def run_in_executor(self, executor: Any, func: Callable[..., _T], *args: Any) -> asyncio.Future[_T]:  # type: ignore[override]
@@ -152,6 +229,7 @@ class SimLoop(asyncio.BaseEventLoop):
         if not self._ready and not self._stopping:
             self._jump()
         self.elapsed_ns += TURN_NS
+        self._n_turns += 1
         self._collect_due()
         batch = deque(self._ordered())
         self._ready.clear()
@@ -169,6 +247,9 @@ class SimLoop(asyncio.BaseEventLoop):
             raise Runaway(f"{self.n_events_max} events ran; last: {_describe(handle)}; virtual time {self.time():.6f} s")
         if self._trace is not None:
             self._trace.update(f"{self.elapsed_ns} {_describe(handle)}\n".encode())
+        if self._group_steps:
+            group = handle._context.get(CURRENT, MAIN)  # type: ignore[attr-defined]
+            self._group_steps[group if group in self._group_steps else MAIN] += 1
         handle._run()
 
     def _ordered(self) -> list[asyncio.Handle]:

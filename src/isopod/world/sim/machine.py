@@ -12,8 +12,10 @@ from isopod.world.sim.inodes import FileSystem
 from isopod.world.sim.kernel import SimKernel
 from isopod.world.sim.loop import SimLoop
 from isopod.world.sim.network import SimNetwork
+from isopod.world.sim.pages import SimPages
 from isopod.world.sim.processes import SimProcesses
 from isopod.world.sim.random import SimRandom
+from isopod.world.sim.shards import SimShards
 from isopod.world.sim.table import ProcessTable
 from isopod.world.sim.view import plain_view
 
@@ -45,9 +47,11 @@ class Machine:
         self.view = plain_view(self.device.root)
         self.table = ProcessTable(self.loop)
         self.disk = SimDisk(self.loop, self.random.stream("disk"), self.view, self.device)
-        self.network = SimNetwork(self.loop, self.random.stream("network"), self.view)
+        self.network = SimNetwork(self.loop, self.random.stream("network"), self.view, self.clock)
         self.processes = SimProcesses(self.loop, self.random.stream("processes"), self.view, self.table)
         self.kernel = SimKernel(self.loop, self.random.stream("kernel"), self.view, self.table)
+        self.pages = SimPages()
+        self.shards = SimShards(self.loop, self.random.stream("shards"), table=self.table, network=self.network, clock=self.clock)
         self.processes.bind(self)
         self._furnish()
 
@@ -61,6 +65,7 @@ class Machine:
         self.table.kill_all()
         self.kernel.reset()
         self.disk.crash()
+        self.pages.reset()
         self.processes.n_boots += 1
 
     def _furnish(self) -> None:

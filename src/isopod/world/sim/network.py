@@ -2,26 +2,42 @@
 
 Unix sockets are files of the simulated disk: connecting to a missing one is ENOENT, to one that nobody serves (any more) ECONNREFUSED.
 TCP end points are names "host:port"; a listener on 0.0.0.0, :: or "" takes connections to any host. A process that dies stops listening
-and its connections close, but the socket's file stays behind, as on the host.
+and its connections close, but the socket's file stays behind, as on the host. Names are resolved by a table that the test fills
+(`names`); a name that somebody listens on needs no entry. TLS is the real one (`tls_stream`), with the simulation's clock.
 
-Legal behaviours: small seeded delays before a connection stands and before bytes arrive (`streams`, `packets`). `refuse_next` makes the
-next connection attempts fail. Not yet: latency by link, loss, duplication, partitions.
+Legal behaviours: small seeded delays before a connection stands and before bytes arrive (`streams`, `packets`, `udp`). `refuse_next` makes
+the next connection attempts fail, `hang_next` keeps them from ever being answered. Not yet: latency by link, loss, partitions of streams.
 """
 
 import asyncio
 import errno
 import os
 import random
+from collections.abc import Sequence
 from contextvars import Context, copy_context
 from typing import Final
 
-from isopod.world.network import Address, ProtocolFactory, TcpAddress, UnixAddress
+from isopod.world.network import (
+    Address,
+    ClientTls,
+    DatagramFactory,
+    ProtocolFactory,
+    ServerTls,
+    TcpAddress,
+    TcpOptions,
+    UdpAddress,
+    UnixAddress,
+)
 from isopod.world.network import Network as NetworkPort
+from isopod.world.sim.clock import SimClock
 from isopod.world.sim.inodes import Inode
 from isopod.world.sim.loop import SimLoop
+from isopod.world.sim.names import Names
 from isopod.world.sim.owners import Owner
 from isopod.world.sim.packets import PacketEnd, PacketListener, PacketQueue
 from isopod.world.sim.streams import Pipe, StreamEnd
+from isopod.world.sim.tls import SimTls
+from isopod.world.sim.udp import SimDatagrams, SimUdpTransport
 from isopod.world.sim.view import View, fail
 
 _ANY_HOSTS: Final = ("0.0.0.0", "::", "")  # noqa: S104 - names in memory
@@ -79,9 +95,10 @@ class SimNetwork:
         loop: The loop.
         chance: The stream for delays and splits.
         view: Where Unix sockets have their files.
+        clock: The time certificates are judged by.
     """
 
-    def __init__(self, loop: SimLoop, chance: random.Random, view: View) -> None:
+    def __init__(self, loop: SimLoop, chance: random.Random, view: View, clock: SimClock) -> None:
         self._loop = loop
         self._chance = chance
         self._view = view
@@ -89,12 +106,22 @@ class SimNetwork:
         self._tcp: dict[tuple[str, int], SimListener] = {}
         self._next_port = _FIRST_EPHEMERAL_PORT
         self._refusals: list[int] = []
+        self._n_hangs = 0
+        self._tls = SimTls(clock)
+        self.names = Names(loop)
+        """What names resolve to; see `Names.set`."""
+        self.datagrams = SimDatagrams(loop, chance)
+        """UDP; `loss` and `duplication` are chances between 0 and 1."""
 
     # -- faults and inspection -------------------------------------------------------------------------------------------------------
 
     def refuse_next(self, number: int, *, times: int = 1) -> None:
         """Let the next `times` stream connections fail with that errno."""
         self._refusals += [number] * times
+
+    def hang_next(self, *, times: int = 1) -> None:
+        """Let the next `times` stream connections wait for an answer for ever, as behind a firewall that drops packets."""
+        self._n_hangs += times
 
     def listeners(self) -> list[SimListener]:
         """Return the open stream listeners, oldest first."""
@@ -104,12 +131,22 @@ class SimNetwork:
     # -- the port --------------------------------------------------------------------------------------------------------------------
 
     async def listen(
-        self, address: Address, factory: ProtocolFactory, *, mode: int = 0o660, gid: int | None = None, backlog: int = 4096
+        self,
+        address: Address,
+        factory: ProtocolFactory,
+        *,
+        mode: int = 0o660,
+        gid: int | None = None,
+        backlog: int = 4096,
+        tls: ServerTls | None = None,
+        options: TcpOptions | None = None,
     ) -> SimListener:
         """Accept connections, each with a new protocol from `factory`."""
         await self._pause()
         if backlog < 1:
             raise ValueError("backlog must be at least 1")
+        if tls is not None:
+            factory = self._tls.server(factory, tls)
         if isinstance(address, UnixAddress):
             inode = self._bind_file(address.path, mode, gid)
             listener = SimListener(self, address, factory, owner=self._loop.owner(), mode=mode, gid=gid)
@@ -120,21 +157,33 @@ class SimNetwork:
         self._tcp[bound] = listener
         return listener
 
-    async def connect(self, address: Address, factory: ProtocolFactory) -> tuple[asyncio.Transport, asyncio.Protocol]:
+    async def connect(
+        self, address: Address, factory: ProtocolFactory, *, tls: ClientTls | None = None, options: TcpOptions | None = None
+    ) -> tuple[asyncio.Transport, asyncio.BaseProtocol]:
         """Connect once."""
         await self._pause()
+        if self._n_hangs:
+            self._n_hangs -= 1
+            await self._loop.create_future()
         if self._refusals:
             fail(self._refusals.pop(0), str(address))
-        listener = self._find_unix(address.path) if isinstance(address, UnixAddress) else self._find_tcp(address)
+        listener = self._find_unix(address.path) if isinstance(address, UnixAddress) else await self._find_host(address)
         if listener is None or not listener.is_open:
             fail(errno.ECONNREFUSED, address.path if isinstance(address, UnixAddress) else f"{address.host}:{address.port}")
         if not isinstance(listener, SimListener):
             fail(errno.EPROTOTYPE, str(address))
         protocol = factory()
-        client, server = self._pair(listener, self._loop.owner())
-        self._loop.call_soon(_accept, listener, server, context=listener.context)
-        client.begin(protocol)
-        return client, protocol
+        if tls is None:
+            return self._join(listener, protocol), protocol
+        host = None if isinstance(address, UnixAddress) else address.host
+        stream, done = self._tls.client(protocol, tls, host)
+        below = self._join(listener, stream)
+        try:
+            await done
+        except BaseException:
+            below.abort()
+            raise
+        return stream, protocol
 
     async def connect_packets(self, path: str) -> PacketEnd:
         """Connect to a Unix SOCK_SEQPACKET socket."""
@@ -167,6 +216,20 @@ class SimNetwork:
             self._unix = {inode: each for inode, each in self._unix.items() if each is not listener}
         else:
             self._tcp = {key: each for key, each in self._tcp.items() if each is not listener}
+
+    async def open_udp(
+        self, local: UdpAddress | None, factory: DatagramFactory, *, remote: UdpAddress | None = None, reuse_port: bool = False
+    ) -> tuple[SimUdpTransport, asyncio.DatagramProtocol]:
+        """Open a UDP socket."""
+        await self._pause()
+        if remote is not None:
+            remote = UdpAddress((await self.names.resolve(remote.host, remote.port))[0].host, remote.port)
+        return self.datagrams.open(local, factory, remote=remote, reuse_port=reuse_port)
+
+    async def resolve(self, host: str, port: int = 0) -> Sequence[TcpAddress]:
+        """Return the numeric addresses of a name."""
+        await self._pause()
+        return await self.names.resolve(host, port)
 
     # -- inside ----------------------------------------------------------------------------------------------------------------------
 
@@ -214,6 +277,21 @@ class SimNetwork:
             if found is not None and found.is_open:
                 return found
         return None
+
+    async def _find_host(self, address: TcpAddress) -> SimListener | None:
+        """Find who listens on a name, or on one of the addresses it resolves to."""
+        found = self._find_tcp(address)
+        if found is not None or not self.names.knows(address.host):
+            return found
+        for numeric in await self.names.resolve(address.host, address.port):
+            found = found or self._find_tcp(numeric)
+        return found
+
+    def _join(self, listener: SimListener, protocol: asyncio.BaseProtocol) -> StreamEnd:
+        client, server = self._pair(listener, self._loop.owner())
+        self._loop.call_soon(_accept, listener, server, context=listener.context)
+        client.begin(protocol)
+        return client
 
     def _pair(self, listener: SimListener, owner: Owner) -> tuple[StreamEnd, StreamEnd]:
         there, back = Pipe(self._loop, self._chance), Pipe(self._loop, self._chance)

@@ -14,10 +14,11 @@ import os
 import random
 from collections.abc import Callable, Iterable
 from contextvars import Context
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from isopod.world.sim.loop import SimLoop
 from isopod.world.sim.owners import Owner
+from isopod.world.tls_stream import TlsStream
 
 PIPE_BYTES: Final = 208 << 10
 READ_BYTES_MAX: Final = 256 << 10
@@ -58,7 +59,7 @@ class Pipe:
     def take(self) -> bytes:
         """Take the next piece."""
         n_bytes = min(len(self.data), READ_BYTES_MAX)
-        if n_bytes > 1 and self._chance.random() < _SPLIT_CHANCE:
+        if n_bytes > 1 and self._chance.random() < _SPLIT_CHANCE and (self.reader is None or self.reader.may_split):
             n_bytes = self._chance.randrange(1, n_bytes)
         piece = bytes(self.data[:n_bytes])
         del self.data[:n_bytes]
@@ -103,11 +104,23 @@ class StreamEnd(asyncio.Transport):
         self._saw_eof = False
         self._is_closing = False
         self._is_gone = False
+        self._on_gone: Callable[[], None] | None = None
         self._held = owner.hold(self.sever)
         incoming.reader = self
         outgoing.writer = self
 
     # -- life ------------------------------------------------------------------------------------------------------------------------
+
+    def belong(self, owner: Owner, context: Context | None, on_gone: Callable[[], None] | None) -> None:
+        """Let it belong to another process, as a descriptor does that was passed on; `on_gone` is told when it is closed there."""
+        self._owner.forget(self._held)
+        self._owner = owner
+        self.context = context or self.context
+        self._on_gone = on_gone
+        if owner.alive:
+            self._held = owner.hold(self.sever)
+        else:
+            self.sever()
 
     def begin(self, protocol: asyncio.BaseProtocol) -> None:
         """Hand the connection to its protocol; bytes flow from now on."""
@@ -138,6 +151,11 @@ class StreamEnd(asyncio.Transport):
         """Return whether it is closed or about to be."""
         return self._is_closing or self._is_gone
 
+    @property
+    def may_split(self) -> bool:
+        """Whether what it reads may come in pieces of seeded size: not during a TLS handshake, whose sizes no seed decides."""
+        return not isinstance(self._protocol, TlsStream) or self._protocol.is_open
+
     # -- reading ---------------------------------------------------------------------------------------------------------------------
 
     def is_reading(self) -> bool:
@@ -159,7 +177,7 @@ class StreamEnd(asyncio.Transport):
         if not self._is_connected or self._is_gone or self._is_closing or not self._is_reading or self._saw_eof:
             return
         if self._in.data:
-            self._call(self._as_protocol().data_received, self._in.take())
+            self._hand_over(self._in.take())
             if self._in.writer is not None:
                 self._in.writer.on_room()
             if self._in.data or self._in.is_ended or self._in.is_broken:
@@ -168,7 +186,7 @@ class StreamEnd(asyncio.Transport):
             self._finish(ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)))
         elif self._in.is_ended:
             self._saw_eof = True
-            if not self._call(self._as_protocol().eof_received):
+            if not self._call(cast(asyncio.Protocol, self._protocol).eof_received):
                 self.close()
 
     # -- writing ---------------------------------------------------------------------------------------------------------------------
@@ -239,9 +257,11 @@ class StreamEnd(asyncio.Transport):
 
     # -- inside ----------------------------------------------------------------------------------------------------------------------
 
-    def _as_protocol(self) -> asyncio.Protocol:
-        assert isinstance(self._protocol, asyncio.Protocol)
-        return self._protocol
+    def _hand_over(self, data: bytes) -> None:
+        if isinstance(self._protocol, asyncio.BufferedProtocol):
+            self._call(_fill, self._protocol, data)
+        else:
+            self._call(cast(asyncio.Protocol, self._protocol).data_received, data)
 
     def _flush(self) -> None:
         if self._out.is_broken or self._out.reader is None:
@@ -274,6 +294,8 @@ class StreamEnd(asyncio.Transport):
             return
         self._is_gone = True
         self._owner.forget(self._held)
+        if self._on_gone is not None and self._owner.alive:
+            self._loop.call_soon(self._on_gone, context=self.context)
         self._buffer.clear()
         has_unread = bool(self._in.data)
         self._in.reader = None
@@ -306,3 +328,14 @@ class StreamEnd(asyncio.Transport):
             )
             self._finish(error)
             return None
+
+
+def _fill(protocol: asyncio.BufferedProtocol, data: bytes) -> None:
+    """Hand data to a protocol that brings its own buffer."""
+    rest = memoryview(data)
+    while rest:
+        room = memoryview(protocol.get_buffer(len(rest)))
+        n_bytes = min(len(room), len(rest))
+        room[:n_bytes] = rest[:n_bytes]
+        protocol.buffer_updated(n_bytes)
+        rest = rest[n_bytes:]

@@ -80,6 +80,8 @@ class SimWorld:
         self.disk = self.machine.disk
         self.processes = self.machine.processes
         self.kernel = self.machine.kernel
+        self.pages = self.machine.pages
+        self.shards = self.machine.shards
         install(self.machine)
         self.machine.seal()
         self.world = World(
@@ -90,7 +92,10 @@ class SimWorld:
             disk=self.disk,
             processes=self.processes,
             kernel=self.kernel,
+            pages=self.pages,
+            shards=self.shards,
         )
+        self.shards.bind(self.world)
 
     def run(self, coro: Coroutine[Any, Any, _T]) -> _T:
         """Run a coroutine to its end in virtual time.

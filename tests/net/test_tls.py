@@ -1,0 +1,153 @@
+"""TLS from files: read, watched, taken over, and kept when what comes is bad. On both Worlds."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from isopod.net.ca import Issued, Subject, write_issued
+from isopod.net.tcp import Connection, TcpServer, connect_tcp
+from isopod.net.tls import ReloadingTls, TlsFiles, TlsRules, open_client_tls, open_server_tls, read_material
+from isopod.world.errors import HandshakeFailed, InvalidArgument, IsopodError, UnavailableError
+from isopod.world.network import ClientTls, ServerTls, TcpAddress, TlsMaterial
+from isopod.world.world import World
+from tests.net.certificates import authority, client_leaf, client_material, issue, server_leaf
+
+pytestmark = pytest.mark.row("S15")
+LOOPBACK = TcpAddress("127.0.0.1", 0)
+SUBJECT = Subject("renewed", dns_names=("localhost",), addresses=("127.0.0.1",))
+
+
+async def put(world: World, folder: str, issued: Issued) -> TlsFiles:
+    await world.disk.write(f"{folder}/ca.crt", authority().certificate)
+    await write_issued(world, issued, certificate=f"{folder}/tls.crt", key=f"{folder}/tls.key")
+    return TlsFiles(f"{folder}/tls.crt", f"{folder}/tls.key", f"{folder}/ca.crt")
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def shown(world: World, address: object, tls: ClientTls) -> str:
+    """Connect and return whom the server claims to be."""
+    assert isinstance(address, TcpAddress)
+    connection = await connect_tcp(world, address, tls=tls)
+    identity = connection.identity
+    await connection.wait_closed()
+    assert identity is not None
+    return identity.common_name
+
+
+async def serve(world: World, tls: ServerTls) -> tuple[TcpServer, TcpAddress]:
+    async def echo(connection: Connection) -> None:
+        while data := await connection.read():
+            connection.write(data)
+
+    server = TcpServer(world, echo)
+    listener = await server.listen(LOOPBACK, tls=tls)
+    assert isinstance(listener.address, TcpAddress)
+    return server, listener.address
+
+
+async def test_changed_files_are_taken_over_and_old_connections_go_on(world: World, folder: str) -> None:
+    reports: list[IsopodError | None] = []
+    reloading: ReloadingTls[ServerTls] = await open_server_tls(world, await put(world, folder, server_leaf()), report=reports.append)
+    server, address = await serve(world, reloading.tls)
+    trust = ClientTls(client_material())
+    old = await connect_tcp(world, address, tls=trust)
+    await put(world, folder, issue(SUBJECT))
+    await until(lambda: reloading.tls.statistics().n_reloads)
+    assert await shown(world, address, trust) == "renewed"
+    assert old.identity is not None
+    assert old.identity.common_name == "localhost"
+    old.write(b"still here")
+    assert await old.readexactly(10) == b"still here"
+    assert reports == [None]
+    await old.wait_closed()
+    await reloading.close()
+    await server.close()
+
+
+async def test_what_makes_no_context_is_reported_and_the_old_one_stays(world: World, folder: str) -> None:
+    reports: list[IsopodError | None] = []
+    files = await put(world, folder, server_leaf())
+    reloading = await open_server_tls(world, files, report=reports.append)
+    server, address = await serve(world, reloading.tls)
+    trust = ClientTls(client_material())
+    renewed = issue(SUBJECT)
+    await world.disk.write_atomic(files.certificate, renewed.certificate)  # the key is still the old one
+    await until(lambda: reports)
+    assert isinstance(reports[0], InvalidArgument)
+    assert "does not belong" in str(reports[0])
+    assert await shown(world, address, trust) == "localhost"
+    await world.disk.remove(files.key)
+    await until(lambda: any(isinstance(report, UnavailableError) for report in reports))
+    assert await shown(world, address, trust) == "localhost"
+    await world.disk.write_atomic(files.key, renewed.key)
+    await until(lambda: reports[-1] is None)
+    assert await shown(world, address, trust) == "renewed"
+    await reloading.close()
+    assert reloading.tls.statistics().n_reloads == 1
+    await server.close()
+
+
+async def test_writing_the_same_again_is_no_reload(world: World, folder: str) -> None:
+    reports: list[IsopodError | None] = []
+    reloading = await open_server_tls(world, await put(world, folder, server_leaf()), report=reports.append)
+    assert not await reloading.reload()
+    await put(world, folder, server_leaf())
+    await put(world, folder, issue(SUBJECT))
+    assert await reloading.reload()
+    assert reports == [None]
+    await reloading.close()
+    await reloading.close()
+
+
+async def test_certificates_by_name_and_client_certificates_from_files(world: World, folder: str) -> None:
+    for name in ("a", "b", "me"):
+        await world.disk.make_directory(f"{folder}/{name}")
+    files = await put(world, f"{folder}/a", server_leaf())
+    named = await put(world, f"{folder}/b", server_leaf("b.example"))
+    mine = await put(world, f"{folder}/me", client_leaf())
+    reloading = await open_server_tls(world, files, rules=TlsRules(client_auth="required"), names={"b.example": named})
+    client = await open_client_tls(world, mine, server_name="b.example")
+    server, address = await serve(world, reloading.tls)
+    assert await shown(world, address, client.tls) == "b.example"
+    await put(world, f"{folder}/b", issue(Subject("renewed b", dns_names=("b.example",))))
+    await until(lambda: reloading.tls.statistics().n_reloads)
+    assert await shown(world, address, client.tls) == "renewed b"
+    await world.disk.write_atomic(f"{folder}/me/ca.crt", authority("somebody else").certificate)
+    await until(lambda: client.tls.statistics().n_reloads)
+    with pytest.raises(HandshakeFailed):
+        await shown(world, address, client.tls)
+    await client.close()
+    await reloading.close()
+    await server.close()
+
+
+async def test_files_that_are_missing_or_bad_at_the_start(world: World, folder: str) -> None:
+    with pytest.raises(UnavailableError, match=r"cannot read .*none"):
+        await open_server_tls(world, TlsFiles(f"{folder}/none", f"{folder}/none"))
+    await world.disk.write(f"{folder}/bad", b"no pem")
+    with pytest.raises(InvalidArgument):
+        await open_server_tls(world, TlsFiles(f"{folder}/bad", f"{folder}/bad"))
+    with pytest.raises(InvalidArgument):
+        await open_client_tls(world, TlsFiles(authorities=f"{folder}/bad"))
+    assert await read_material(world, TlsFiles()) == TlsMaterial()
+
+
+async def test_a_folder_that_goes_and_comes_back(host_world: World, folder: str) -> None:
+    inner = f"{folder}/certificates"
+    await host_world.disk.make_directory(inner)
+    files = await put(host_world, inner, server_leaf())
+    reports: list[IsopodError | None] = []
+    reloading = await open_server_tls(host_world, files, report=reports.append)
+    await host_world.disk.remove_tree(inner)
+    await until(lambda: reports)
+    assert reports[0] is not None
+    await host_world.disk.make_directory(inner)
+    await put(host_world, inner, issue(SUBJECT))
+    await until(lambda: reloading.tls.statistics().n_reloads)
+    await reloading.close()
