@@ -393,7 +393,7 @@ NODE: Final = Command(
         Option("--prefix", "begins the names of bridges, tables and cgroups", "PREFIX", default="made from --root"),
         Option("--socket-group", "the group that may use the socket", "GROUP", default="isopod"),
         Option("--log-level", "the least level logged", "LEVEL", default="info", choices=("debug", "info", "warning", "error")),
-        Option("--event-loop", "the event loop", "NAME", default="uvloop", choices=("uvloop", "asyncio")),
+        Option("--event-loop", "the event loop", "NAME", default="uvloop", choices=("uvloop", "asyncio", "polling")),
         Option("--pool-size", "prepared network namespaces kept ready", "N", default="8"),
         Option("--shards", "processes that share the work, 0 for one on each processor", "N", default="1"),
         Option("--telemetry", "where metrics, health and the dashboard are served; without a password", "ADDRESS", default="nowhere"),

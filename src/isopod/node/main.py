@@ -74,7 +74,7 @@ async def _serve(world: World, loaded: Loaded[NodeConfig], logger: Logger, *, fl
         await world.kernel.prepare(pin_of(config))
     except OSError as error:
         raise from_os_error(error, "set up the mount namespace below", run_root) from error
-    kind, why = ("asyncio", "asked for") if config.event_loop == "asyncio" else loop_facts()
+    kind, why = loop_facts() if config.event_loop == "uvloop" else (config.event_loop, "asked for")
     facts = NodeFacts(started_at_ns=world.clock.now_ns(), event_loop=f"{kind} ({why})", core=__version__)
     node = Node(world, config, logger, facts)
     try:

@@ -12,6 +12,7 @@ import msgspec
 
 from isopod.node.groups import METRICS
 from isopod.runtime.metrics import ShardMetrics
+from isopod.runtime.reactor import Reactor
 from isopod.runtime.shards import Smp
 from isopod.telemetry.collectors import system_collectors
 from isopod.telemetry.service import TelemetryService
@@ -45,6 +46,8 @@ class Telemetry:
     def __init__(self, smp: Smp) -> None:
         folder = smp.config.metrics_folder
         self._smp = smp
+        self._reactor = Reactor(metrics=smp.metrics)
+        """Of this shard's loop, for its figures: turns, busy time, and what each scheduling group got."""
         self.service = TelemetryService(
             smp.world,
             smp.metrics,
@@ -68,6 +71,7 @@ class Telemetry:
         """Let requests end, then stop."""
         await self.service.drain(DRAIN_S)
         await self.service.close()
+        await self._reactor.close()
 
     async def _readiness(self, _: Nothing) -> Readiness:
         report = await self.service.health.report()

@@ -24,7 +24,7 @@ from isopod.world.paths import CONFIG_FILE, PATHS, Row, resolve
 
 Layout = Literal["isopod", "rtain"]
 RuntimeChoice = Literal["auto", "crun", "runc"]
-EventLoopKind = Literal["uvloop", "asyncio"]
+EventLoopKind = Literal["uvloop", "asyncio", "polling"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 Prefix = Annotated[str, Meta(pattern="^([a-z][a-z0-9]{0,7})?$")]
 PoolSize = Annotated[int, Meta(ge=0, le=256)]
@@ -58,7 +58,7 @@ SETTINGS: Final = (
     ),
     SettingRow("socket_group", "a group's name", "the group that may use the socket"),
     SettingRow("log_level", "debug, info, warning or error", "the least level logged"),
-    SettingRow("event_loop", "uvloop or asyncio", "the event loop"),
+    SettingRow("event_loop", "uvloop, asyncio or polling", "the event loop"),
     SettingRow("pool_size", "a whole number from 0 to 256", "prepared network namespaces kept ready"),
     SettingRow("shards", "a whole number from 0 to 64", "processes that share the work, 0 for one on each processor"),
     SettingRow(

@@ -1,7 +1,8 @@
 """From a file's text to tables: TOML, YAML and JSON, told apart by the file's ending.
 
-Rules: a key that stands twice is refused in all three; so are more than 64 YAML aliases (a few nested ones can stand for gigabytes) and
-whatever YAML would make objects of. PyYAML is imported when the first YAML file is read.
+Rules: a key that stands twice is refused in all three; so are more than 64 YAML aliases, more than 16384 YAML values after those aliases
+stand for what they name (a few nested ones can stand for gigabytes), and whatever YAML would make objects of. PyYAML is imported when the
+first YAML file is read.
 """
 
 import json
@@ -15,6 +16,8 @@ FORMATS: Final = ("toml", "yaml", "yml", "json")
 TEXT_BYTES_MAX: Final = 1 << 20
 DEPTH_MAX: Final = 32
 _ALIASES_MAX: Final = 64
+_VALUES_MAX: Final = 1 << 14
+"""A second's work for PyYAML."""
 
 
 class _TwiceError(ValueError):
@@ -58,10 +61,11 @@ def _table(value: object, file_name: str) -> dict[str, object]:
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise _TwiceError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice")
+    table: dict[str, object] = {}
+    for name, value in pairs:
+        if name in table:
+            raise _TwiceError(f"the key {name!r} stands twice")
+        table[name] = value
     return table
 
 
@@ -73,23 +77,38 @@ def _yaml(text: str) -> object:
     import yaml  # noqa: PLC0415  30 ms that only readers of YAML pay
 
     class Loader(yaml.SafeLoader):
-        """The safe loader, which also refuses keys that stand twice and too many aliases."""
+        """The safe loader, which also refuses keys that stand twice, and too many aliases and values."""
 
         n_aliases = 0
+
+        def __init__(self, stream: str) -> None:
+            super().__init__(stream)
+            self.n_values: dict[yaml.Node, int] = {}
+            """How many values each node stands for, itself included."""
 
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.events.AliasEvent):
                 self.n_aliases += 1
                 if self.n_aliases > _ALIASES_MAX:
                     raise ValueError(f"more than {_ALIASES_MAX} aliases")
-            return super().compose_node(parent, index)
+            node = super().compose_node(parent, index)
+            if node is not None and node not in self.n_values:
+                within = () if isinstance(node, yaml.ScalarNode) else node.value
+                children = [child for each in within for child in (each if isinstance(each, tuple) else (each,))]
+                # A node that contains itself is not counted yet: whatever it is in is refused by the schema.
+                self.n_values[node] = 1 + sum(self.n_values.get(child, 1) for child in children)
+                if self.n_values[node] > _VALUES_MAX or len(self.n_values) > _VALUES_MAX:
+                    raise ValueError(f"more than {_VALUES_MAX} values")
+            return node
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
-            seen: list[str] = []
+            seen: set[str] = set()
             for key, _ in node.value:
-                if key.tag != "tag:yaml.org,2002:merge" and key.value in seen:
+                if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                    continue
+                if key.value in seen:
                     raise _TwiceError(f"the key {key.value!r} stands twice (line {key.start_mark.line + 1})")
-                seen.append(key.value)
+                seen.add(key.value)
             return super().construct_mapping(node, deep)
 
     try:
@@ -98,7 +117,8 @@ def _yaml(text: str) -> object:
             return loader.get_single_data()
         finally:
             loader.dispose()
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, LookupError, AttributeError, TypeError, ArithmeticError) as error:
+        # Not only its own: PyYAML's constructors trip over values that belie their tag (!!bool 'perhaps').
         raise ValueError(str(error)) from None
 
 
