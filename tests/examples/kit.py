@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 
 PROJECT: Final = Path(__file__).resolve().parents[2]
 EXAMPLES: Final = tuple(sorted(path.stem for path in (PROJECT / "examples").glob("*.py")))
+MARK: Final = "ISOPOD_TEST_RUN"
 START_S: Final = 30.0
 STOP_S: Final = 10.0
 """They end within a second; a machine that does much else may take longer."""
@@ -25,8 +27,9 @@ STOP_S: Final = 10.0
 class Running:
     """An example that runs."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", errors: Path) -> None:
+    def __init__(self, process: "subprocess.Popen[bytes]", run: str, errors: Path) -> None:
         self.process = process
+        self._run = run
         self._errors = errors
         self.said = ""
 
@@ -54,9 +57,13 @@ class Running:
         assert self.process.wait(STOP_S) == 0, self.errors()
         assert self.process.stdout is not None
         self.said += self.process.stdout.read().decode()
-        assert session_of(self.process.pid) == [], "processes are left"
+        assert self.processes() == [], "processes are left"
         assert "Traceback" not in self.errors(), self.errors()
         return self.said
+
+    def processes(self) -> list[int]:
+        """Return the processes that live, those it started among them."""
+        return processes_of(self._run)
 
     def errors(self) -> str:
         """Return what it wrote to standard error."""
@@ -75,14 +82,24 @@ class Running:
 def example(name: str, folder: Path, *arguments: str) -> Iterator[Running]:
     """Run an example for the length of a block; if the block has not stopped it, it is killed with all it started."""
     errors = folder / "errors.txt"
+    run = uuid.uuid4().hex
     with errors.open("wb") as stderr:
-        process = subprocess.Popen(command(name, *arguments), cwd=folder, stdout=subprocess.PIPE, stderr=stderr, start_new_session=True)
+        process = subprocess.Popen(
+            command(name, *arguments),
+            cwd=folder,
+            env={**os.environ, MARK: run},
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            start_new_session=True,
+        )
     try:
-        yield Running(process, errors)
+        yield Running(process, run, errors)
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
         process.wait()
+        for pid in processes_of(run):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         assert process.stdout is not None
         process.stdout.close()
 
@@ -107,13 +124,13 @@ def curl(*arguments: str) -> str:
     return done.stdout
 
 
-def session_of(leader: int) -> list[int]:
-    """Return the processes of a session that still run."""
+def processes_of(run: str) -> list[int]:
+    """Return the processes of a run that still live, whatever session they are in: all inherit its mark."""
+    mark = f"{MARK}={run}".encode()
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                facts = (folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-                if int(facts[3]) == leader and facts[0] != "Z":
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+                if mark in (folder / "environ").read_bytes().split(b"\0"):
                     found.append(int(folder.name))
     return found

@@ -3,6 +3,7 @@
 import ast
 import signal
 import socket
+import time
 from pathlib import Path
 from typing import Final
 
@@ -51,6 +52,30 @@ def test_a_port_that_cannot_be_had_is_one_line(name: str, tmp_path: Path) -> Non
     assert done.returncode == 1
     assert "error: " in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_a_silent_peer_does_not_keep_it_from_ending(name: str, tmp_path: Path) -> None:
+    with example(name, tmp_path, *ARGUMENTS.get(name, ("--port", "0"))) as running:
+        host, _, port = running.wait_said(r"listening (?:with TLS )?on (?:http://)?(127\.0\.0\.1:\d+)").rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=10) as silent, socket.create_connection((host, int(port))) as asking:
+            asking.sendall(b"GET /chat HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n")
+            asking.sendall(b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n")
+            assert asking.recv(1) != b"", "a WebSocket, an answer, an echo: it was heard"
+            running.stop()
+            assert silent.recv(1) == b""
+
+
+def test_shards_end_when_their_first_is_killed(tmp_path: Path) -> None:
+    with example("sharded_counter", tmp_path, "--port", "0", "--shards", "3") as running:
+        running.url()
+        assert len(running.processes()) == 3
+        running.process.kill()
+        running.process.wait()
+        until_s = time.monotonic() + 10
+        while running.processes():
+            assert time.monotonic() < until_s, "shards are left"
+            time.sleep(0.02)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -30,6 +30,8 @@ FAIL: Final = Method("fail", Number, Number)
 CRASH: Final = Method("crash", Number, Number)
 PING_PONG: Final = Method("ping_pong", Number, Number)
 HANG: Final = Method("hang", Number, Number)
+HANG_EVENTS: Final = Method("hang_events", Number, Number)
+"""How often `hang` began and was cancelled, added up."""
 WORK: Final = Method("work", Number, Where)
 
 STATE: dict[str, int] = {"remembered": 0}
@@ -62,11 +64,22 @@ async def serve(smp: Smp) -> None:
         reply = await submit_to(1 - this_shard_id(), PING_PONG, Number(request.value - 1))
         return Number(reply.value + 1)
 
-    async def hang(_: Number) -> Number:
-        await asyncio.sleep(3600)
-        return Number()
+    events: list[str] = []
 
-    smp.serve({WHERE: where, REMEMBER: remember, RECALL: recall, FAIL: fail, CRASH: crash, PING_PONG: ping_pong, HANG: hang})
+    async def hang(request: Number) -> Number:
+        events.append("begun")
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            events.append("cancelled")
+            raise
+        return request
+
+    def hang_events(_: Number) -> Number:
+        return Number(len(events))
+
+    smp.serve({WHERE: where, REMEMBER: remember, RECALL: recall, FAIL: fail, CRASH: crash})
+    smp.serve({PING_PONG: ping_pong, HANG: hang, HANG_EVENTS: hang_events})
 
 
 async def count_calls(smp: Smp) -> None:

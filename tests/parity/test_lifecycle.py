@@ -173,16 +173,19 @@ async def test_one_that_hangs_or_fails_does_not_stop_the_others(world: World) ->
 
 async def test_force_waits_for_nothing(world: World) -> None:
     coordinator = ShutdownCoordinator(keeping(world), world.clock)
-    forced: list[str] = []
+    seen: list[str] = []
 
     async def hang() -> None:
+        seen.append("closing")
         await asyncio.sleep(3600)
 
-    resource = ShutdownResource("hangs", ShutdownPhase.DRAIN_CONNECTIONS, hang, timeout_s=3600, force=lambda: forced.append("cut"))
+    resource = ShutdownResource("hangs", ShutdownPhase.DRAIN_CONNECTIONS, hang, timeout_s=3600, force=lambda: seen.append("cut"))
     coordinator.register(resource)
-    asyncio.get_running_loop().call_later(0.01, coordinator.force)
-    report = await coordinator.shutdown("asked to")
-    assert (dict(report.outcomes), forced) == ({"hangs": "forced"}, ["cut"])
+    going_down = asyncio.create_task(coordinator.shutdown("asked to"))
+    await until(lambda: seen)
+    coordinator.force()
+    assert dict((await going_down).outcomes) == {"hangs": "forced"}
+    assert seen == ["closing", "cut"]
 
 
 async def test_a_signal_begins_the_way_down(host_world: World) -> None:

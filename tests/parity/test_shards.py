@@ -10,7 +10,7 @@ from isopod.runtime.shards import Sharded, shard_count, submit_to, this_shard_id
 from isopod.world.errors import BugError, DeadlineExceeded, InvalidArgument, NotFound
 from isopod.world.world import World
 from tests.parity import program as p
-from tests.parity.kit import shards
+from tests.parity.kit import WAIT_S, shards
 
 pytestmark = pytest.mark.row("S35")
 
@@ -78,6 +78,21 @@ async def test_a_deadline_ends_a_call_to_a_shard_that_hangs(world: World) -> Non
             async with deadline(0.05, "asking"):
                 await submit_to(1, p.HANG, p.Number())
         assert (await submit_to(1, p.WHERE, p.Number())).shard == 1, "the shard is well"
+
+
+async def test_cancelling_a_call_cancels_it_on_its_shard(world: World) -> None:
+    async def wait_events(number: int) -> None:
+        async with asyncio.timeout(WAIT_S):
+            while (await submit_to(1, p.HANG_EVENTS, p.Number())).value < number:
+                await asyncio.sleep(0.002)
+
+    async with shards(world, 2):
+        call = asyncio.create_task(submit_to(1, p.HANG, p.Number()))
+        await wait_events(1)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        await wait_events(2)
 
 
 async def test_sharded_has_an_instance_on_every_shard(world: World) -> None:
