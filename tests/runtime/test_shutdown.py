@@ -269,3 +269,14 @@ async def test_a_forced_stop_before_any_other(world: World) -> None:
     signals.force("SIGQUIT")
     report = await stage.coordinator.shutdown(await signals.wait())
     assert (report.reason, report.outcomes, stage.log) == ("SIGQUIT", (("slow", "forced"),), ["force slow"])
+
+
+async def test_forced_in_the_turn_in_which_a_phase_begins(world: World) -> None:
+    stage = Stage(world)
+    stage.add("store", ShutdownPhase.FINAL_CLEANUP, takes_s=3600, forces=True)
+    stage.coordinator.stopping.subscribe(lambda _: asyncio.get_running_loop().call_soon(stage.coordinator.force))
+
+    report = await stage.coordinator.shutdown("test")
+
+    assert report.outcomes == (("store", "forced"),)
+    assert "force store" in stage.log

@@ -62,7 +62,7 @@ class ShutdownResource:
 
     name: str
     phase: ShutdownPhase
-    close: Callable[[], Awaitable[None]]
+    close: Callable[[], Awaitable[object]]
     timeout_s: float = RESOURCE_TIMEOUT_S
     force: Callable[[], None] | None = None
 
@@ -237,6 +237,10 @@ class ShutdownCoordinator:
                         self._closing[resource.name] = group.create_task(self._close(resource), name=f"close-{resource.name}")
             finally:
                 timer.cancel()
+            for resource in due:
+                if resource.name not in self._outcomes:  # its task was cancelled before the first step, and never saw that
+                    self._closing.pop(resource.name, None)
+                    self._finish(resource, "forced" if self._forced else "late", "cancelled before it began")
 
     def _end_phase(self) -> None:
         """Stop waiting for what is left of the present phase."""
@@ -311,7 +315,7 @@ class ShutdownCoordinator:
         return report
 
 
-async def _await(close: Callable[[], Awaitable[None]]) -> None:
+async def _await(close: Callable[[], Awaitable[object]]) -> None:
     await close()
 
 
