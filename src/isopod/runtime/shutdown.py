@@ -240,7 +240,7 @@ class ShutdownCoordinator:
             for resource in due:
                 if resource.name not in self._outcomes:  # its task was cancelled before the first step, and never saw that
                     self._closing.pop(resource.name, None)
-                    self._finish(resource, "forced" if self._forced else "late", "cancelled before it began")
+                    self._finish(resource, self._cut(), "cancelled before it began")
 
     def _end_phase(self) -> None:
         """Stop waiting for what is left of the present phase."""
@@ -248,6 +248,10 @@ class ShutdownCoordinator:
         self._logger.warning("shutdown.phase_late", phase=None if self._phase is None else self._phase.name.lower())
         for task in list(self._closing.values()):
             task.cancel()
+
+    def _cut(self) -> Outcome:
+        """Return what became of a close that was cancelled."""
+        return "late" if self._is_phase_late and not self._forced else "forced"
 
     def _tell(self, reason: str) -> None:
         try:
@@ -267,7 +271,7 @@ class ShutdownCoordinator:
             async with timer:
                 await asyncio.shield(work)
         except asyncio.CancelledError:
-            outcome = "late" if self._is_phase_late and not self._forced else "forced"
+            outcome = self._cut()
             why = f"phase {resource.phase.name.lower()} is over" if outcome == "late" else ""
             own = asyncio.current_task()
             assert own is not None
