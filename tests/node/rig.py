@@ -300,6 +300,7 @@ class HostBackend:
         flags = ["--root", config.paths["root"], "--run-root", config.paths["run_root"], "--prefix", config.prefix]
         flags += ["--default-subnet", config.default_subnet, "--pool-size", str(config.pool_size)]
         flags += ["--runtime", config.runtime, "--event-loop", config.event_loop, "--shards", str(config.shards)]
+        flags += ["--socket-group", config.socket_group]
         if config.telemetry:
             flags += ["--telemetry", config.telemetry]
         program = "import sys; from isopod.node.main import main; sys.exit(main(sys.argv[1:]))"

@@ -44,6 +44,30 @@ async def test_sighup_and_changed_files_are_followed(host_world: World, folder: 
 
 
 @pytest.mark.host
+async def test_a_storm_of_hangups_makes_no_tasks(host_world: World, folder: str) -> None:
+    path = f"{folder}/node.toml"
+    await host_world.disk.write(path, b'log_level = "info"\n')
+    flags = {"--config": path}
+    lines: list[bytes] = []
+    logger = Logger(lines.append, host_world.clock)
+    following = asyncio.create_task(follow(host_world, read_configuration(flags, {}), flags, logger))
+    while "config-reload" not in [task.get_name() for task in asyncio.all_tasks()]:
+        await asyncio.sleep(0.001)
+    n_before = len(asyncio.all_tasks())
+    n_most = 0
+    for _ in range(200):
+        os.kill(os.getpid(), signal.SIGHUP)
+        await asyncio.sleep(0)
+        n_most = max(n_most, len(asyncio.all_tasks()))
+    assert n_most == n_before
+    await host_world.disk.write(path, b'log_level = "debug"\n')
+    os.kill(os.getpid(), signal.SIGHUP)
+    while logger.level != "debug":
+        await asyncio.sleep(0.001)
+    await stop_following(following)
+
+
+@pytest.mark.host
 def test_files_that_cannot_be_read_are_named(folder: str) -> None:
     with pytest.raises(InvalidArgument, match="no such file"):
         read_configuration({}, {"ISOPOD_CONFIG": f"{folder}/none.toml"})

@@ -323,3 +323,29 @@ async def test_a_node_on_asyncios_own_loop_does_the_same(host_rig: Rig) -> None:
         await rig.kill()
         await rig.start()
         assert (await rig.inspect(record.name)).pid == record.pid
+
+
+def start_in(folder: str, run_root: str) -> tuple[int, str, str]:
+    """Start a node that cannot start, in namespaces of its own with a disk of three files at `folder`/disk; return its exit code, what it
+    said, and the mounts that are left below the folder."""
+    program = "import sys; from isopod.node.main import main; sys.exit(main(sys.argv[1:]))"
+    script = 'mount -t tmpfs -o nr_inodes=3 full "$0/disk" || exit 99; "$@"; code=$?; grep "$0" /proc/self/mounts; exit $code'
+    argv = ["unshare", "--net", "--mount", "sh", "-c", script, folder, sys.executable, "-c", program]
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(path for path in sys.path if path.endswith("src"))}
+    argv += ["--root", f"{folder}/root", "--run-root", run_root, "--prefix", "isot9"]
+    done = subprocess.run(argv, capture_output=True, text=True, env=env, timeout=30, check=False)
+    return done.returncode, done.stderr, done.stdout
+
+
+def test_a_start_that_fails_early_is_one_line_and_leaves_no_mount(folder: str) -> None:
+    os.mkdir(f"{folder}/disk")
+    code, said, mounts = start_in(folder, f"{folder}/disk/run")
+    assert (code, said.splitlines()[0]) == (4, f"error: no space left on the file system of {folder}/disk/run")
+    assert len(mounts.splitlines()) == 1, mounts
+    os.symlink("loop", f"{folder}/loop")
+    code, said, mounts = start_in(folder, f"{folder}/loop/run")
+    assert code == 4
+    assert said.splitlines() == [
+        f"error: cannot set up the mount namespace below {folder}/loop/run: Too many levels of symbolic links",
+        *said.splitlines()[1:2],
+    ]

@@ -1,6 +1,7 @@
 """A node of several shards: the telemetry endpoint that all of them serve, and what happens when one dies."""
 
 import asyncio
+import grp
 import json
 import os
 import signal
@@ -89,6 +90,20 @@ async def test_a_shard_that_is_killed_comes_back_and_its_counts_stay(host_rig: R
         assert (await host_rig.run("echo", "still here")).stdout == b"still here\n"
         assert await telemetry.value("isopod_http_responses_total") >= before
         assert (await telemetry.get("/readyz"))[0] == 200
+
+
+@pytest.mark.host
+async def test_the_sockets_are_the_groups(host_rig: Rig) -> None:
+    """Who may use the node may read its figures."""
+    group = grp.getgrgid(1)
+    endpoint(host_rig, shards=1)
+    host_rig.flags |= {"--socket-group": group.gr_name}
+    async with host_rig as rig:
+        for path in (rig.config.paths["socket"], rig.config.telemetry.removeprefix("unix:")):
+            found = os.stat(path)
+            assert (found.st_gid, found.st_mode & 0o777) == (group.gr_gid, 0o660)
+        metrics = os.stat(f"{rig.config.paths['run_root']}/metrics")
+        assert (metrics.st_uid, metrics.st_mode & 0o777) == (0, 0o700)
 
 
 @pytest.mark.host

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+from collections.abc import Awaitable
 from typing import Any
 
 import pytest
@@ -300,3 +301,20 @@ async def test_a_chain_of_thousands_uses_no_stack(world: World) -> None:
         future = future.map(lambda n: n + 1)
     promise.set_value(0)
     assert await future == 2000
+
+
+async def test_a_clean_up_that_was_called_begins_although_nobody_waits_any_more() -> None:
+    begun: list[int] = []
+
+    async def clean() -> None:
+        begun.append(1)
+
+    def called() -> Awaitable[None]:
+        asyncio.get_running_loop().call_soon(chain.cancel)  # before any task made now has its first step
+        return clean()
+
+    chain: Future[int] = make_ready_future(1).finally_(called)
+    with pytest.raises(asyncio.CancelledError):
+        await chain
+    await asyncio.sleep(0)
+    assert begun == [1]

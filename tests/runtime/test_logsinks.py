@@ -1,15 +1,18 @@
 """Sinks: never wait, never grow without bound, tell what was lost; files rotate. And what `logging` says comes through."""
 
 import asyncio
+import errno
 import json
 import logging
 import threading
+from typing import Any, cast
 
 import pytest
 
 from isopod.runtime.logbridge import bridge_logging
 from isopod.runtime.logger import LEVELS, LINE_BYTES_MAX, Logger, current_trace, tracing
 from isopod.runtime.logsinks import BoundedSink, FileSink
+from isopod.world.disk import Disk, OpenFile
 from isopod.world.world import World
 from tests.runtime.test_logger import FixedClock, make
 
@@ -31,6 +34,24 @@ class Pipe:
         self.room -= len(taken)
         self.data += taken
         return len(taken)
+
+
+class NoNewFiles:
+    """A disk on which one file can be opened once."""
+
+    def __init__(self, disk: Disk, path: str) -> None:
+        self._disk = disk
+        self._path = path
+        self._n_opened = 0
+
+    def __getattr__(self, name: str) -> Any:  # of the disk
+        return getattr(self._disk, name)
+
+    async def open_append(self, path: str, *, mode: int = 0o600) -> OpenFile:
+        self._n_opened += path == self._path
+        if self._n_opened > 1:
+            raise OSError(errno.EMFILE, "too many open files")
+        return await self._disk.open_append(path, mode=mode)
 
 
 async def test_a_full_pipe_holds_up_nobody_and_loses_nothing_that_fits(world: World) -> None:
@@ -109,6 +130,47 @@ async def test_files_rotate_and_old_ones_go(world: World, folder: str) -> None:
     ]
     assert numbers == list(range(numbers[0], 200))
     assert len(numbers) < 200
+
+
+async def test_a_rotation_that_fails_pushes_no_file_out(world: World, folder: str) -> None:
+    """The new file cannot be opened, again and again: what was logged before stays where it is."""
+    path = f"{folder}/app.log"
+    await world.disk.write(f"{path}.1", b"old\n")
+    await world.disk.write(path, b"full" * 100)
+    sink = FileSink(cast("Disk", NoNewFiles(world.disk, path)), path, n_bytes_max=100, n_files_max=4)
+    await sink.start()
+    for _ in range(10):
+        sink(b"line\n")
+        await asyncio.sleep(0.01)
+    await sink.close()
+    assert sink.n_dropped == 10
+    assert await world.disk.read(f"{path}.2") == b"old\n"
+    assert await world.disk.read(f"{path}.1") == b"full" * 100
+
+
+async def test_a_line_written_while_another_is_goes_out_once(world: World) -> None:
+    """As when the watch of stalls logs from its thread while the loop is in the middle of a write."""
+    written: list[bytes] = []
+
+    def write(data: bytes) -> int:
+        if not written:
+            raise BlockingIOError
+        if len(written) < 5:
+            written.append(b"")
+            sink(b"inner %d\n" % len(written))
+        written.append(data)
+        return len(data)
+
+    sink = BoundedSink(write)
+    sink(b"first\n")
+    written.append(b"")
+    sink(b"second\n")
+    await sink.close()
+    lines = [line for line in written if line]
+    assert sorted(lines) == sorted(set(lines))
+    assert [line for line in lines if b"inner" not in line] == [b"first\n", b"second\n"]
+    assert len(lines) > 3
+    assert (sink.n_bytes_queued, sink.n_dropped) == (0, 0)
 
 
 async def test_a_disk_that_fails_costs_lines_only(world: World, folder: str) -> None:

@@ -59,6 +59,11 @@ async def test_what_is_no_page_is_refused(host_world: World, folder: str) -> Non
     with open(f"{folder}/empty.page", "wb"):
         pass
     os.mkfifo(f"{folder}/fifo.page")
+    with open(f"{folder}/other", "wb") as other:
+        other.write(b"x" * 4096)
+    os.symlink("other", f"{folder}/link.page")
+    with pytest.raises(OSError, match="symbolic links"):
+        host_world.pages.open(f"{folder}/link.page")
     for name in ("empty.page", "fifo.page"):
         with pytest.raises(OSError, match="not a page"):
             host_world.pages.open(f"{folder}/{name}")

@@ -54,13 +54,19 @@ async def follow(world: World, loaded: Loaded[NodeConfig], flags: Mapping[str, s
     live = LiveConfig(loaded, lambda: read_again(world.disk, flags, environment), logger)
     live.subscribe("log_level", logger.set_level)  # type: ignore[arg-type]  # the schema has checked it
     path, _ = choose_file(flags=flags, environment=environment)
+    asked = asyncio.Event()
     async with TaskGroup("config") as group:
-
-        def hang_up() -> None:
-            group.create_task(live.reload(), name="config-reload")
-
-        with daemon.on_hangup(hang_up):
+        with daemon.on_hangup(asked.set):
+            group.create_task(_reload_when_asked(live, asked), name="config-reload")
             await live.watch(world.disk, [path.rpartition("/")[0] or "/", drop_in_folder(path)])
+
+
+async def _reload_when_asked(live: LiveConfig[NodeConfig], asked: asyncio.Event) -> None:
+    """Reload for every SIGHUP; for those that come during a reload, once more after it."""
+    while True:
+        await asked.wait()
+        asked.clear()
+        await live.reload()
 
 
 async def stop_following(task: "asyncio.Task[None]") -> None:

@@ -6,6 +6,7 @@ of its files does. Containers go on either way.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Mapping, Sequence
 
 from isopod import __version__
@@ -67,12 +68,16 @@ async def _serve(world: World, loaded: Loaded[NodeConfig], logger: Logger, *, fl
     config = loaded.config
     # The namespace comes first: entering it needs a process that has no other thread yet.
     run_root = config.paths["run_root"]
-    pinned_before = await world.disk.stat(pin_of(config)) is not None
+    pinned_before = True
     try:
+        pinned_before = await world.disk.stat(pin_of(config)) is not None
         await world.disk.make_directory(run_root, mode=0o711)
         await world.disk.make_directory(f"{run_root}/ns")
         await world.kernel.prepare(pin_of(config))
     except OSError as error:
+        if not pinned_before:
+            with contextlib.suppress(OSError):  # why it failed is what counts
+                await world.kernel.release(pin_of(config))
         raise from_os_error(error, "set up the mount namespace below", run_root) from error
     kind, why = loop_facts() if config.event_loop == "uvloop" else (config.event_loop, "asked for")
     facts = NodeFacts(started_at_ns=world.clock.now_ns(), event_loop=f"{kind} ({why})", core=__version__)

@@ -82,7 +82,7 @@ class Node:
         """Lock, open the engine, listen.
 
         Args:
-            socket_gid: The group that may use the socket, None for the process's own.
+            socket_gid: The group that may use the API's socket, and the telemetry endpoint's; None for the process's own.
 
         Raises:
             AlreadyServing: Another node has the folders.
@@ -96,11 +96,11 @@ class Node:
 
     async def _open(self, socket_gid: int | None) -> None:
         paths = self._config.paths
-        try:
-            for folder in dict.fromkeys((paths["root"], paths["run_root"])):
+        for folder in dict.fromkeys((paths["root"], paths["run_root"])):
+            try:
                 await self._lock(folder)
-        except OSError as error:
-            raise from_os_error(error, "lock", paths["root"]) from error
+            except OSError as error:
+                raise from_os_error(error, "lock", folder) from error
         metrics = self._metrics = await self._open_metrics()
         config = self._config
         settings = EngineSettings(
@@ -117,7 +117,7 @@ class Node:
         services.serve_on(server)
         self._register("calls", ShutdownPhase.DRAIN_CONNECTIONS, lambda: server.drain(DRAIN_S))
         self._register("connections", ShutdownPhase.STOP_REACTORS, server.close)
-        await self._start_shards(metrics)
+        await self._start_shards(metrics, socket_gid)
         try:
             self._listener = await server.listen(UnixAddress(paths["socket"]), mode=SOCKET_MODE, gid=socket_gid, group=RPC)
         except OSError as error:
@@ -141,7 +141,7 @@ class Node:
         metrics.close()
         await self._world.disk.remove_tree(self._metrics_folder)
 
-    async def _start_shards(self, metrics: Registry) -> None:
+    async def _start_shards(self, metrics: Registry, socket_gid: int | None) -> None:
         """Start the other shards and the telemetry endpoint, as far as they are asked for."""
         config = self._config
         smp_config = SmpConfig(n_shards=config.shards, pin="others", log_level=config.log_level, metrics_folder=self._metrics_folder)
@@ -158,7 +158,7 @@ class Node:
         if config.telemetry:
             address = parse_address(config.telemetry)
             try:
-                listener = await service.listen(address, shards.TELEMETRY, mode=SOCKET_MODE)
+                listener = await service.listen(address, shards.TELEMETRY, mode=SOCKET_MODE, gid=socket_gid)
             except OSError as error:
                 raise from_os_error(error, "listen on", config.telemetry) from error
             self._register("telemetry listener", ShutdownPhase.STOP_ACCEPTING, listener.close)

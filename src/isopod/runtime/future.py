@@ -88,8 +88,10 @@ class Future(asyncio.Future[T]):
         def on_done(done: asyncio.Future[T]) -> None:
             waited = function()
             if inspect.isawaitable(waited):
-                # If the end of the chain was cancelled, nobody waits for this, but it runs to its end.
-                _follow(derived if not derived.done() else Future(loop=self.get_loop()), after(waited))
+                # It begins whatever becomes of the end of the chain; if that was cancelled before, nobody waits for it.
+                work = asyncio.ensure_future(waited, loop=self.get_loop())
+                if not derived.done():
+                    _follow(derived, after(work))
             elif not derived.done():
                 derived.set_result(done.result())
 

@@ -25,6 +25,8 @@ WriteSome = Callable[[bytes], int]
 class BoundedSink:
     """Writes lines without ever waiting. Pass it to a logger as `write`.
 
+    Lines may come from several threads (the watch for stalls has its own): who finds another one writing only queues its line.
+
     Args:
         write: Takes what it can at once.
         n_bytes_max: The most that is queued.
@@ -37,25 +39,25 @@ class BoundedSink:
         self._n_bytes = 0
         self._n_lost = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._turns: list[None] = [None]
+        """Empty while somebody writes: taking the turn is one step for the interpreter, as a lock would be."""
         self.n_dropped = 0
         """Lines that were lost."""
 
     def __call__(self, line: bytes) -> None:
         """Write a line, or queue it, or drop it."""
-        if self._queue:
-            self.flush()
-        if not self._queue:
-            written = self._try(line)
-            if written == len(line):
-                return
-            line = line[written:]
-        if self._n_bytes + len(line) > self._n_bytes_max:
-            self.n_dropped += 1
-            self._n_lost += 1
+        if not self._take_turn():
+            self._enqueue(line)
             return
-        self._queue.append(line)
-        self._n_bytes += len(line)
-        self._arm()
+        try:
+            if not self._queue or self._flush():
+                line = line[self._try(line) :]
+            if line:
+                self._enqueue(line)
+            elif self._queue:  # another thread's, which could not arm the timer
+                self._arm()
+        finally:
+            self._turns.append(None)
 
     @property
     def n_bytes_queued(self) -> int:
@@ -64,6 +66,31 @@ class BoundedSink:
 
     def flush(self) -> bool:
         """Write what can be written now; return whether nothing is left."""
+        if not self._take_turn():
+            return False
+        try:
+            return self._flush()
+        finally:
+            self._turns.append(None)
+
+    def _take_turn(self) -> bool:
+        try:
+            self._turns.pop()
+        except IndexError:
+            return False
+        return True
+
+    def _enqueue(self, line: bytes) -> None:
+        n_bytes = len(line)
+        if self._n_bytes + n_bytes > self._n_bytes_max:
+            self.n_dropped += 1
+            self._n_lost += 1
+            return
+        self._queue.append(line)
+        self._n_bytes += n_bytes
+        self._arm()
+
+    def _flush(self) -> bool:
         while self._queue:
             line = self._queue[0]
             written = self._try(line)
@@ -77,7 +104,7 @@ class BoundedSink:
             notice = msgspec.json.encode({"level": "warning", "event": "log.dropped", "n_lines": lost}) + b"\n"
             self._queue.append(notice)
             self._n_bytes += len(notice)
-            return self.flush()
+            return self._flush()
         return True
 
     async def close(self, timeout_s: float = FLUSH_S) -> None:
@@ -180,9 +207,10 @@ class FileSink:
         if not lines:
             return
         try:
-            if self._file is None or self._file.size_bytes() >= self._n_bytes_max:
+            if self._file is None:  # the last rotation failed half-way: to rotate once more would push good files out
+                self._file = await self._disk.open_append(self._path)
+            if self._file.size_bytes() >= self._n_bytes_max:
                 await self._rotate()
-            assert self._file is not None
             await self._file.append(b"".join(lines))
         except OSError:
             self.n_dropped += len(lines)

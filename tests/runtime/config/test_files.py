@@ -43,6 +43,9 @@ async def test_a_named_file_must_exist_and_be_text(world: World, folder: str) ->
     await world.disk.write(f"{folder}/big.toml", b"#" * ((1 << 20) + 1))
     with pytest.raises(UsageError, match="cannot read config file .*big.toml"):
         await loader.read(world.disk, f"{folder}/big.toml")
+    await world.disk.write(f"{folder}/good.toml", b"")
+    await world.disk.write(f"{folder}/good.d", b"no folder of drop-ins")
+    assert (await loader.read(world.disk, f"{folder}/good.toml")).files == (f"{folder}/good.toml",)
     await world.disk.make_directory(f"{folder}/folder.toml")
     with pytest.raises(UsageError, match="cannot read config file .*folder.toml"):
         await loader.read(world.disk, f"{folder}/folder.toml")

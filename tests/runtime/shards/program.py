@@ -49,6 +49,9 @@ SEEN: Final = Method("seen", Text, Numbers)
 RELAY: Final = Method("relay", Numbers, Numbers)
 UNPACKABLE: Final = Method("unpackable", Text, Text)
 BUSY: Final = Method("busy", Text, Text)
+RELAY_SLEEP: Final = Method("relay_sleep", Text, Text)
+ODD: Final = Method("odd", Text, Text)
+ODD_LATER: Final = Method("odd_later", Text, Text)
 
 
 class Service:
@@ -79,6 +82,16 @@ class Service:
 
     def bug(self, request: Text) -> Text:
         raise ZeroDivisionError(request.text)
+
+    async def relay_sleep(self, request: Text) -> Text:
+        """Sleep on shard 1."""
+        return await (self.sleep(request) if this_shard_id() == 1 else submit_to(1, SLEEP, request, timeout_s=7200))
+
+    def odd(self, _: Text) -> Text:
+        raise NotFound("file", os.fsdecode(b"\xff"), os.fsdecode(b"\xfe"))
+
+    async def odd_later(self, request: Text) -> Text:
+        return self.odd(request)
 
     async def bounce(self, request: Bounce) -> Numbers:
         here = this_shard_id()
@@ -133,6 +146,9 @@ async def serve(smp: Smp) -> None:
             RELAY: service.relay,
             UNPACKABLE: service.unpackable,
             BUSY: service.busy,
+            RELAY_SLEEP: service.relay_sleep,
+            ODD: service.odd,
+            ODD_LATER: service.odd_later,
         }
     )
 
@@ -230,6 +246,21 @@ async def dies_while_starting(smp: Smp) -> None:
         identity = smp.world.processes.identify(smp.world.processes.own_pid())
         assert identity is not None
         smp.world.processes.signal(identity, 9)
+
+
+async def dies_when_ready(smp: Smp) -> None:
+    """Shard 1 is gone before shard 2 is ready."""
+    if smp.shard == 1:
+        identity = smp.world.processes.identify(smp.world.processes.own_pid())
+        assert identity is not None
+        asyncio.get_running_loop().call_later(0.02, smp.world.processes.signal, identity, 9)
+    if smp.shard == 2:
+        await asyncio.sleep(1)
+
+
+async def fails_at_length(smp: Smp) -> None:
+    if smp.shard:
+        raise NotFound(os.fsdecode(b"\xff"), "x" * 100_000)
 
 
 async def never_ready(smp: Smp) -> None:

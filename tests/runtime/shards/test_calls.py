@@ -77,6 +77,16 @@ async def test_errors_travel(world: World) -> None:
         assert rig.smp.statistics().lanes[0].calls_in_flight == 0
 
 
+async def test_errors_that_are_no_utf8_travel_too(world: World) -> None:
+    """File names can hold any bytes. Such an error must neither cost the channel nor the caller's credit."""
+    async with shards(world, 2) as rig:
+        for method in (p.ODD, p.ODD_LATER):
+            with pytest.raises(NotFound, match=r"no such file: \\udcff") as caught:
+                await submit_to(1, method, p.Text(), timeout_s=5)
+            assert caught.value.hint == "\\udcfe"
+        assert rig.smp.statistics().lanes[0].calls_in_flight == 0
+
+
 async def test_a_deadline_ends_the_call_here_and_there(world: World) -> None:
     async with shards(world, 2) as rig:
         with pytest.raises(DeadlineExceeded, match="sleep on shard 1 took longer than 0.1 s"):

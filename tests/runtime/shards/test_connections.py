@@ -164,3 +164,24 @@ async def test_listening_ends_with_the_shards(world: World, folder: str) -> None
         address = listener.address
     with pytest.raises(OSError):
         await world.network.connect(address, Client)
+
+
+class Unused:
+    """A part of which nobody has made use."""
+
+    is_closed = False
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+async def test_a_connection_that_comes_as_all_ends_is_closed(world: World) -> None:
+    gone: list[int] = []
+    part = Unused()
+    async with shards(world, 1, services=[p.greet]) as rig:
+        rig.smp.adopt("greet", part, lambda: gone.append(1))
+        rig.smp.close()
+        await asyncio.sleep(0.01)
+        assert part.is_closed
+        assert gone == [1]
+        assert rig.smp.n_connections == 0

@@ -80,6 +80,45 @@ async def test_cancelled_items_do_not_run_and_take_no_place(world: World) -> Non
         assert (await queue.submit(p.COMPUTE, p.Text("0"))).values == (0,)
 
 
+async def test_cancelled_items_do_not_count_as_waiting(world: World) -> None:
+    async with shards(world, 1, services=[p.work_short]) as rig:
+        queue = p.QUEUES[0]
+        running = [asyncio.ensure_future(queue.submit(p.COMPUTE, p.Text("0.2"))) for _ in range(2)]
+        await asyncio.sleep(0.005)
+        for _ in range(3):  # one may wait
+            item = asyncio.ensure_future(queue.submit(p.COMPUTE, p.Text("0.01")))
+            await asyncio.sleep(0.005)
+            item.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await item
+        assert queue.statistics().waiting == 0
+        assert (await queue.submit(p.COMPUTE, p.Text("0.01"))).values == (0,)
+        await asyncio.gather(*running)
+        assert shares(await rig.service.statistics(), "short") == [3]
+
+
+async def test_items_that_never_arrive_leave_a_shard_hungry(world: World) -> None:
+    """What fails on the way, or is cancelled before it leaves, must not use up the places that the other shard offered."""
+    async with shards(world, 2, services=[p.serve, p.work]) as rig:
+        queue = p.QUEUES[0]
+        await asyncio.sleep(0.05)  # the offers have come
+        running = [asyncio.ensure_future(queue.submit(p.COMPUTE, p.Text("1"))) for _ in range(2)]
+        await asyncio.sleep(0.005)
+        for _ in range(8):
+            with pytest.raises(InvalidArgument, match="cannot be packed"):
+                await queue.submit(p.COMPUTE, p.Text(object()))  # type: ignore[arg-type]
+        for _ in range(8):
+            item = asyncio.ensure_future(queue.submit(p.COMPUTE, p.Text("0.01")))
+            await asyncio.sleep(0.005)
+            item.cancel()
+            await asyncio.gather(item, return_exceptions=True)
+        assert (await queue.submit(p.COMPUTE, p.Text("0.01"))).values == (1,)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        assert rig.smp.peers() == [1]
+
+
 async def test_the_queue_is_bounded_and_knows_its_methods(world: World) -> None:
     async with shards(world, 1) as rig:
         queue = WorkQueue(rig.smp, "short", {p.COMPUTE: lambda request: p.Numbers()}, n_items_max=1)

@@ -158,6 +158,21 @@ async def test_stopping_while_calls_run(world: World) -> None:
         await smp.submit_to(1, p.WHO, p.Text())
 
 
+async def test_an_orderly_end_is_no_news_and_all_calls_get_their_grace_at_once(world: World) -> None:
+    async with shards(world, 4, stop_grace_s=1.0) as rig:
+        calls = [asyncio.ensure_future(submit_to(1, p.RELAY_SLEEP, p.Text("3600"), timeout_s=7200))]
+        calls += [asyncio.ensure_future(submit_to(shard, p.RELAY_SLEEP, p.Text("3600"), timeout_s=7200)) for shard in (2, 3)]
+        while (await submit_to(1, p.SEEN, p.Text())).values[0] < 3:
+            await asyncio.sleep(0.001)
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        await rig.service.stop()
+        # Shard 1 serves calls of three others: it waits for them together.
+        assert loop.time() - began_s < 2.5
+        assert not [line for line in rig.lines if line["level"] in ("warning", "error")]
+        await asyncio.gather(*calls, return_exceptions=True)
+
+
 async def test_calls_that_end_soon_are_waited_for(world: World) -> None:
     async with shards(world, 2, stop_grace_s=5):
         call = asyncio.ensure_future(submit_to(1, p.SLEEP, p.Text("0.2")))
@@ -185,6 +200,32 @@ async def test_a_shard_that_dies_while_it_starts(world: World) -> None:
     with pytest.raises(IsopodError, match="process ended"):
         async with shards(world, 2, services=[p.dies_while_starting]):
             pytest.fail("it started")
+
+
+async def test_a_shard_that_dies_before_it_joins(world: World) -> None:
+    loop = asyncio.get_running_loop()
+    began_s = loop.time()
+    with pytest.raises(Disconnected, match="shard 1.*process ended"):
+        async with shards(world, 3, services=[p.dies_when_ready], start_timeout_s=30):
+            pytest.fail("it started")
+    assert loop.time() - began_s < 15  # not the time-out
+
+
+async def test_a_failure_of_any_length_is_told(world: World) -> None:
+    with pytest.raises(NotFound, match=r"no such \\udcff: xxx"):
+        async with shards(world, 2, services=[p.fails_at_length], start_timeout_s=20):
+            pytest.fail("it started")
+
+
+async def test_a_listener_for_events_that_fails_stops_no_supervision(world: World) -> None:
+    def on_event(_: ShardEvent) -> None:
+        raise ZeroDivisionError
+
+    async with shards(world, 2, restart=QUICK, on_event=on_event) as rig:
+        before = await kill(world, 1)
+        await until(lambda: _was_restarted(rig, 1))
+        assert (await submit_to(1, p.WHO, p.Text())).values[2] != before
+        assert "smp.event_failed" in [line["event"] for line in rig.lines]
 
 
 async def test_a_shard_that_never_gets_ready(world: World) -> None:

@@ -275,3 +275,19 @@ async def test_stat_tells_the_owner(host_world: World, folder: str) -> None:
 async def test_a_folder_where_the_kernel_takes_none_is_refused(host_world: World) -> None:
     with pytest.raises(OSError, match="No such file"):
         await host_world.disk.make_directory("/proc/isopod/root")
+
+
+async def test_opening_beneath_a_root_on_a_real_kernel(host_world: World, folder: str) -> None:
+    os.makedirs(f"{folder}/root/sub")
+    os.symlink(folder, f"{folder}/root/up")
+    os.symlink("sub", f"{folder}/root/inside")
+    os.mkfifo(f"{folder}/root/fifo")
+    await host_world.disk.write(f"{folder}/root/sub/file", b"x")
+    await host_world.disk.write(f"{folder}/file", b"secret")
+    n_open = len(os.listdir("/proc/self/fd"))
+    refused = [("up/file", errno.ELOOP), ("inside/file", errno.ELOOP), ("inside", errno.ELOOP), ("fifo", errno.EINVAL)]
+    for path, number in [*refused, ("sub/../../file", errno.EXDEV)]:
+        with pytest.raises(OSError) as caught:
+            await host_world.disk.open_file_beneath(f"{folder}/root", path)
+        assert caught.value.errno == number, path
+    assert len(os.listdir("/proc/self/fd")) == n_open

@@ -3,6 +3,7 @@
 import asyncio
 import mmap
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -144,6 +145,30 @@ async def test_a_ring_needs_its_own_memory(host_world: World) -> None:
         RingChannel(ours, memory, events, side=0, settings=ChannelSettings(), peer="x")
     theirs.close()
     assert len(os.listdir("/proc/self/fd")) == before, "all was closed"
+
+
+async def test_a_pair_takes_all_its_descriptors_or_none(host_world: World) -> None:
+    """Shards are also started again while there are no descriptors: what each attempt kept would make that last for ever."""
+    for part in host_world.shards.pair(ChannelSettings(ring_bytes=SMALL)):  # what is opened once
+        part.close()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    n_before = len(os.listdir("/proc/self/fd"))
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    n_failed = 0
+    for n_free in range(30):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free + n_free, hard))
+        try:
+            left, right = host_world.shards.pair(ChannelSettings(ring_bytes=SMALL))
+        except OSError:
+            n_failed += 1
+        else:
+            left.close()
+            right.close()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert len(os.listdir("/proc/self/fd")) == n_before, n_free
+    assert 8 <= n_failed < 30
 
 
 async def test_a_spinning_reader_sleeps_in_the_end(host_world: World) -> None:

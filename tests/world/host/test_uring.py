@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from typing import Final
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from isopod import _core
 from isopod.world.disk import OpenFlags
 from isopod.world.host.disk import FileIoChoice, HostDisk
+from isopod.world.host.files_io import all_ended
 from isopod.world.host.loop import new_loop
 from isopod.world.host.uring import UringIo, refusal
 from isopod.world.host.workers import Workers
@@ -122,6 +125,51 @@ async def test_more_than_fits_waits_and_is_withdrawn_when_cancelled(folder: str)
     finally:
         io.close()
         os.close(descriptor)
+
+
+async def test_closing_tells_everybody_who_waits(folder: str) -> None:
+    """Those in the ring, those before it, and those that were cancelled and wait for the kernel."""
+    io = UringIo(2)
+    descriptor = os.open(f"{folder}/a", os.O_RDWR | os.O_CREAT)
+    try:
+        os.pwrite(descriptor, bytes(100), 0)
+        tasks = [asyncio.ensure_future(through_ring(io, descriptor, index, bytearray(1))) for index in range(20)]
+        await asyncio.sleep(0)
+        tasks[0].cancel()
+        io.close()
+        async with asyncio.timeout(10):
+            done = await asyncio.gather(*tasks, return_exceptions=True)
+        assert {type(each) for each in done} == {asyncio.CancelledError}
+        assert io.tally.n_in_flight == 0
+        assert await through_ring(io, descriptor, 0, bytearray(1)) == 1  # a new ring
+    finally:
+        io.close()
+        os.close(descriptor)
+
+
+async def test_a_cancelled_batch_ends_when_all_of_its_threads_have() -> None:
+    """Its caller closes the descriptor then; a thread that goes on would read somebody else's file."""
+    workers = Workers()
+    begun, go_on, ended = [threading.Event() for _ in range(3)], threading.Event(), list[int]()
+
+    def call(number: int) -> None:
+        begun[number].set()
+        go_on.wait(10)
+        time.sleep(0.05 * number)  # one after another
+        ended.append(number)
+
+    try:
+        task = asyncio.ensure_future(all_ended([workers.quick(call, number) for number in range(3)]))
+        while not all(each.is_set() for each in begun):
+            await asyncio.sleep(0.001)
+        task.cancel()
+        await asyncio.sleep(0)
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert sorted(ended) == [0, 1, 2]
+    finally:
+        workers.close()
 
 
 async def test_a_cancellation_that_meets_the_completion_is_not_lost(folder: str) -> None:

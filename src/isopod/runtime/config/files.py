@@ -112,7 +112,7 @@ async def search_disk(steps: Search, disk: Disk) -> tuple[FileText, ...]:
         except StopIteration as done:
             return _files(done.value)
         try:
-            answer = await _read(disk, wanted.path) if isinstance(wanted, ReadFile) else await disk.list(wanted.path)
+            answer = await _read(disk, wanted.path) if isinstance(wanted, ReadFile) else await _list(disk, wanted.path)
         except OSError as error:
             raise UsageError(f"cannot read config file {wanted.path}: {error.strerror or error}") from error
 
@@ -122,6 +122,13 @@ async def _read(disk: Disk, path: str) -> bytes | None:
         return await disk.read(path, n_bytes_max=TEXT_BYTES_MAX)
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+async def _list(disk: Disk, path: str) -> Sequence[str]:
+    try:
+        return await disk.list(path)
+    except NotADirectoryError:
+        return []
 
 
 def _files(value: object) -> tuple[FileText, ...]:

@@ -82,7 +82,7 @@ class _Child:
             told = error if isinstance(error, IsopodError) else BugError(f"{type(error).__name__}: {error}")
             if told is not error:
                 self._smp.logger.error("smp.start_failed", traceback="".join(traceback.format_exception(error)))
-            self._send(m.NotReady(told.code, told.message, told.hint))
+            self._send(m.NotReady(told.code, m.sayable(told.message), m.sayable(told.hint)))
         else:
             self._send(m.Ready())
 

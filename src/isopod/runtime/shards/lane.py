@@ -19,7 +19,7 @@ from isopod.runtime.abort import adopt_deadline
 from isopod.runtime.logger import Logger
 from isopod.runtime.metrics import Registry
 from isopod.runtime.shards.credits import DEPTH_MAX, CreditPool, SmpServiceGroup
-from isopod.runtime.shards.messages import ENCODER, MESSAGES, Answer, Ask, Failed, Withdraw
+from isopod.runtime.shards.messages import ENCODER, MESSAGES, Answer, Ask, Failed, Withdraw, sayable
 from isopod.runtime.shards.verbs import Verb
 from isopod.runtime.timers import TimerWheel
 from isopod.world.errors import (
@@ -37,7 +37,6 @@ from isopod.world.shards import Channel
 
 OVERDUE_S: Final = 1.0
 """How often calls being served are compared with their deadlines. The caller withdraws on time; this is for one that is too busy to."""
-MESSAGE_CHARS_MAX: Final = 4096
 DEPTH: Final[ContextVar[int]] = ContextVar("isopod_smp_depth", default=0)
 """How many calls between shards the running code is nested in."""
 
@@ -380,9 +379,7 @@ class Lane:
 
     def _refuse(self, number: int, name: str, error: Exception) -> None:
         told = as_told(error, name, self._host.logger)
-        self.channel.send(
-            ENCODER.encode(Failed(number, told.code, told.message[:MESSAGE_CHARS_MAX], told.hint[:MESSAGE_CHARS_MAX], told.exit_code))
-        )
+        self.channel.send(ENCODER.encode(Failed(number, told.code, sayable(told.message), sayable(told.hint), told.exit_code)))
 
     def _cancel_served(self, error: IsopodError) -> None:
         for served in list(self._served.values()):

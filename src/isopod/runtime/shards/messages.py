@@ -52,6 +52,9 @@ class Withdraw(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False):
 
 Message = Ask[msgspec.Raw] | Answer[msgspec.Raw] | Failed | Withdraw
 
+TEXT_CHARS_MAX: Final = 4096
+"""What another shard is told of an error: its message and its hint, at most so long each."""
+
 ENCODER: Final = msgspec.msgpack.Encoder()
 MESSAGES: "Final[msgspec.msgpack.Decoder[Message]]" = msgspec.msgpack.Decoder(Message)
 
@@ -115,6 +118,11 @@ class Stop(msgspec.Struct, frozen=True, array_like=True, tag=8):
     """Finish what runs within `grace_s`, stop the services, end."""
 
     grace_s: float
+
+
+def sayable(text: str) -> str:
+    """Return an error's text as another shard can be told it: bounded, and such that UTF-8 carries it (file names hold any bytes)."""
+    return text[:TEXT_CHARS_MAX].encode("utf-8", "backslashreplace").decode()
 
 
 Order = Configure | Ready | NotReady | Attach | Attached | Adopt | Gone | Lost | Stop

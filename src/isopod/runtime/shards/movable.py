@@ -138,9 +138,21 @@ class WorkQueue:
         try:
             return await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled() and turn.exception() is None and turn.result() == self._smp.shard:
-                self._free_place()  # it came in the same turn as the cancellation
+            if turn in waiting:
+                waiting.remove(turn)
+                self._announce()
+            elif not turn.cancelled() and turn.exception() is None:
+                self._return_turn(turn.result())  # it came in the same turn as the cancellation
             raise
+
+    def _return_turn(self, shard: int) -> None:
+        """A place that was given out, here or on another shard, is not used."""
+        if shard == self._smp.shard:
+            self._free_place()
+            return
+        # It still thinks that we know of that place. If it does not, it says what holds when it has a place next.
+        self._hungry[shard] = self._hungry.get(shard, 0) + 1
+        self._share()
 
     def _find_hungry(self) -> int | None:
         """Return a shard that waits for work, and count one place there as taken."""
@@ -185,7 +197,11 @@ class WorkQueue:
     async def _run_on(self, shard: int, method: Method[Q, R], request: Q, timeout_s: float | None) -> R:
         if shard != self._smp.shard:
             self._n_given += 1
-            return await self._smp.submit_to(shard, method, request, timeout_s=timeout_s, group=self._group)
+            try:
+                return await self._smp.submit_to(shard, method, request, timeout_s=timeout_s, group=self._group)
+            except BaseException:
+                self._return_turn(shard)  # it may not have arrived: not packed, no credit, withdrawn
+                raise
         try:
             await _give_way()
             reply: R = await self._smp.run_here(self._verbs[method.name], request, timeout_s)

@@ -71,6 +71,8 @@ class _Slot:
         self.process: ShardProcess | None = None
         self.ready: asyncio.Future[None] | None = None
         self.is_connected = False
+        self.is_gone = False
+        """Its link is closed: it answers nothing any more."""
         self.n_restarts = 0
         self.n_quick_deaths = 0
         self.started_s = 0.0
@@ -79,6 +81,7 @@ class _Slot:
 
     def fail(self, error: IsopodError) -> None:
         """Let whoever waits for this shard hear that it is gone."""
+        self.is_gone = True
         for waiter in [*([self.ready] if self.ready is not None else []), *self.acks.values()]:
             if not waiter.done():
                 waiter.set_exception(error)
@@ -169,7 +172,7 @@ class SmpService:
         smp = self._smp
         if smp is None or self._is_stopping:
             return
-        self._is_stopping = True
+        self._is_stopping = smp.is_stopping = True
         try:
             await self._stop_in_order(smp, self.config.stop_grace_s)
         except BaseException:  # cancelled: nothing may be left all the same
@@ -280,6 +283,7 @@ class SmpService:
         """Start a shard's process, and wait until its services run."""
         loop = asyncio.get_running_loop()
         slot.state = "starting"
+        slot.is_gone = False
         slot.started_s = loop.time()
         process = slot.process = await self.world.shards.start(ENTRY, name=f"shard-{slot.shard}", cpu=slot.cpu)
         slot.ready = loop.create_future()
@@ -302,7 +306,11 @@ class SmpService:
     async def _connect(self, slot: _Slot) -> None:
         smp = self._running()
         ours, theirs = self.world.shards.pair(self.config.channel_settings)
-        smp.attach(slot.shard, ours)
+        try:
+            smp.attach(slot.shard, ours)
+        except BaseException:
+            theirs.close()
+            raise
         waiting = [self._attach(slot, 0, theirs)]
         for other in self._slots.values():
             if other.is_connected and other is not slot:
@@ -313,6 +321,8 @@ class SmpService:
                 await asyncio.gather(*waiting, return_exceptions=True)
         except TimeoutError:
             raise DeadlineExceeded(f"joining shard {slot.shard}", self.config.start_timeout_s) from None
+        if slot.is_gone:
+            raise _gone(slot.shard)
         await replay(smp, slot.shard)
         slot.is_connected = True
 
@@ -321,6 +331,10 @@ class SmpService:
         self._n_attached += 1
         number = self._n_attached
         acked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if slot.is_gone:  # nobody would answer, and whoever waited for this shard has been told
+            part.close()
+            acked.set_result(None)
+            return acked
         slot.acks[number] = acked
         assert slot.process is not None
         slot.process.link.send(m.ENCODER.encode(m.Attach(peer, number)), [part])
@@ -449,7 +463,10 @@ class SmpService:
         log(f"smp.shard_{state}", shard=slot.shard, status=status, n_restarts=slot.n_restarts)
         self._changed.wake()
         if self._on_event is not None:
-            self._on_event(ShardEvent(slot.shard, state, status, slot.n_restarts))
+            try:
+                self._on_event(ShardEvent(slot.shard, state, status, slot.n_restarts))
+            except Exception as error:  # noqa: BLE001 - the supervision goes on
+                self._logger.error("smp.event_failed", shard=slot.shard, state=state, error=repr(error))
 
     def _n_restarts(self, shard: int) -> int:
         return self._slots[shard].n_restarts if shard in self._slots else 0

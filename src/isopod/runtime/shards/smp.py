@@ -164,6 +164,8 @@ class Smp:
         self._n_connections = 0
         self._n_local = 0
         self._is_closed = False
+        self.is_stopping = False
+        """Whether the program ends in order: shards that go are then no news."""
 
     def enter(self) -> None:
         """Let the running task, and all that is started from it, belong to this shard."""
@@ -337,7 +339,8 @@ class Smp:
         """A shard is gone."""
         if self._lanes.get(peer) is lane:
             del self._lanes[peer]
-            self.logger.warning("smp.lane_lost", peer=peer, error=error.message)
+            log = self.logger.debug if self.is_stopping else self.logger.warning
+            log("smp.lane_lost", peer=peer, error=error.message)
 
     def peers(self) -> list[int]:
         """Return the other shards that can be called now, by number."""
@@ -355,11 +358,6 @@ class Smp:
             return
         self._n_adopted += 1
         number = self._n_adopted
-        task = asyncio.get_running_loop().create_task(self._adopt(handler, part, on_gone), context=self.contexts[""].copy())
-        self._adopting[number] = task
-        task.add_done_callback(lambda _: self._adopting.pop(number, None))
-
-    async def _adopt(self, handler: ConnectionHandler, part: Part, on_gone: Callable[[], None]) -> None:
         self._n_connections += 1
         told: list[bool] = []
 
@@ -369,14 +367,22 @@ class Smp:
                 self._n_connections -= 1
                 on_gone()
 
+        def on_done(task: asyncio.Task[None]) -> None:
+            del self._adopting[number]
+            if task.cancelled() or task.exception() is not None:
+                part.close()  # of a task that was cancelled before it began, nobody has taken it
+                gone()
+
+        task = asyncio.get_running_loop().create_task(self._adopt(handler, part, gone), context=self.contexts[""].copy())
+        self._adopting[number] = task
+        task.add_done_callback(on_done)
+
+    async def _adopt(self, handler: ConnectionHandler, part: Part, gone: Callable[[], None]) -> None:
         try:
             await self.world.shards.adopt(part, handler.factory, on_gone=gone, tls=handler.tls)
         except OSError as error:
             self.logger.warning("smp.connection_lost", error=str(error))
             gone()
-        except BaseException:
-            gone()
-            raise
 
     @property
     def n_connections(self) -> int:
@@ -399,8 +405,8 @@ class Smp:
 
     async def drain(self, grace_s: float) -> None:
         """Take no calls any more, and let those that run end."""
-        for lane in list(self._lanes.values()):
-            await lane.drain(grace_s)
+        self.is_stopping = True
+        await asyncio.gather(*(lane.drain(grace_s) for lane in self._lanes.values()))
 
     def close(self) -> None:
         """End all calls and channels."""

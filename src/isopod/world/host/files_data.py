@@ -1,20 +1,18 @@
 """The host's data files: whole operations out of a back end's single ones, alignment, and closing while something is under way."""
 
-import asyncio
 import ctypes
 import errno
 import mmap
 import os
 import stat as stat_bits
-from collections.abc import Coroutine, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Sequence
+from typing import Final
 
 from isopod.world.disk import BATCH_MAX, IO_BYTES_MAX, Alignment, Data, OpenFlags, Target
-from isopod.world.host.files_direct import PAGE_BYTES, open_aligned
-from isopod.world.host.files_io import FileIo
+from isopod.world.host import libc
+from isopod.world.host.files_direct import NOT_DIRECT, PAGE_BYTES, open_aligned
+from isopod.world.host.files_io import FileIo, all_ended
 from isopod.world.host.workers import Workers
-
-T = TypeVar("T")
 
 BOUNCE_BYTES: Final = 1 << 20
 """Unaligned memory is copied to a direct file in pieces of it."""
@@ -27,6 +25,20 @@ def open_data_file(path: str, flags: OpenFlags, mode: int, *, io: FileIo, worker
     bits = _OPEN | (os.O_RDWR if flags.write else os.O_RDONLY)
     bits |= (os.O_CREAT if flags.create else 0) | (os.O_EXCL if flags.exclusive else 0) | (os.O_TRUNC if flags.truncate else 0)
     fd, alignment = open_aligned(path, bits, mode, direct=flags.direct)
+    return _adopt(fd, path, alignment, io=io, workers=workers)
+
+
+def open_data_file_beneath(root: str, path: str, *, io: FileIo, workers: Workers) -> "HostDataFile":
+    """Open a regular file or block device inside `root` for reading, following no symlink; anything else is EISDIR or EINVAL."""
+    root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fd = libc.open_beneath(root_fd, path, _OPEN | os.O_RDONLY)
+    finally:
+        os.close(root_fd)
+    return _adopt(fd, f"{root}/{path}", NOT_DIRECT, io=io, workers=workers)
+
+
+def _adopt(fd: int, path: str, alignment: Alignment, *, io: FileIo, workers: Workers) -> "HostDataFile":
     kind = os.fstat(fd).st_mode
     if not (stat_bits.S_ISREG(kind) or stat_bits.S_ISBLK(kind)):
         os.close(fd)
@@ -114,7 +126,7 @@ class HostDataFile:
             self._check(offset, n_bytes)
         with _Busy(self):
             if self._alignment.is_direct:
-                return await _all([self._read_widened(offset, n_bytes) for offset, n_bytes in extents])
+                return await all_ended([self._read_widened(offset, n_bytes) for offset, n_bytes in extents])
             found = await self._io.read_many(self._fd, extents)
             whole: list[bytes] = []
             for (offset, n_bytes), data in zip(extents, found, strict=True):
@@ -127,7 +139,7 @@ class HostDataFile:
         """See `DataFile.write_many`."""
         self._check_batch(pieces)
         with _Busy(self):
-            await _all([self.write_at(offset, data) for offset, data in pieces])
+            await all_ended([self.write_at(offset, data) for offset, data in pieces])
 
     async def sync(self) -> None:
         """See `OpenFile.sync`."""
@@ -266,14 +278,3 @@ def _is_aligned(data: Data, n_bytes: int) -> bool:
     if isinstance(data, bytes) or (isinstance(data, memoryview) and data.readonly) or len(data) == 0:
         return False
     return ctypes.addressof(ctypes.c_char.from_buffer(data)) % n_bytes == 0
-
-
-async def _all(operations: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Run operations at once; raise the first failure, in their order, after all have ended."""
-    results = await asyncio.gather(*operations, return_exceptions=True)
-    found: list[T] = []
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-        found.append(result)
-    return found

@@ -11,8 +11,8 @@ not keep the kernel from waiting for the disk. With threads, everything else is 
 import asyncio
 import errno
 import os
-from collections.abc import Callable, Sequence
-from typing import Final, Literal, Protocol, TypeVar
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final, Literal, Protocol, TypeVar
 
 from isopod.world.disk import Data, IoStatistics, Target
 from isopod.world.host.workers import Workers
@@ -140,7 +140,7 @@ class ThreadIo:
 
     async def _run_hands(self, fd: int, extents: Sequence[tuple[int, int]], hands: list[list[int]]) -> list[list[bytes | OSError]]:
         work = [self._run(_read_each, fd, [extents[index] for index in hand]) for hand in hands]
-        results = await asyncio.gather(*work) if len(work) != 1 else [await work[0]]
+        results = await all_ended(work) if len(work) != 1 else [await work[0]]
         for result in (each for hand in results for each in hand):
             if isinstance(result, bytes):
                 self._count_read(len(result))
@@ -157,6 +157,18 @@ class ThreadIo:
             raise
         finally:
             self.tally.n_in_flight -= 1
+
+
+async def all_ended(operations: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Run operations at once; raise the first failure, in their order, after all have ended. So does a cancellation: none of them uses
+    the descriptor any more then."""
+    results = await asyncio.gather(*operations, return_exceptions=True)
+    found: list[T] = []
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+        found.append(result)
+    return found
 
 
 def read_now(tally: Tally, fd: int, offset: int, target: Target) -> int | None:

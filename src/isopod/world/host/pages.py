@@ -67,7 +67,7 @@ class HostPages:
 
     def open(self, path: str) -> HostPage:
         """See `Pages.open`."""
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
         try:
             facts = os.fstat(fd)
             if not stat.S_ISREG(facts.st_mode) or not facts.st_size:

@@ -266,8 +266,10 @@ def _ring_pair(n_bytes: int) -> tuple[Part, Part]:
     try:
         fds.append(create_ring(n_bytes))
         fds.append(os.dup(fds[0]))
-        fds.extend(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(2))
-        fds.extend([os.dup(fds[2]), os.dup(fds[3])])
+        for _ in range(2):  # one by one, so that none is forgotten where the next fails
+            fds.append(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+        for event in fds[2:4]:
+            fds.append(os.dup(event))
         fds.extend(_socketpair())
     except BaseException:
         for fd in fds:

@@ -51,6 +51,13 @@ class _Operation:
         elif self.settled is not None and not self.settled.done():
             self.settled.set_result(None)
 
+    def abandon(self) -> None:
+        """The ring is closed: the kernel is done, and what it said is lost."""
+        self.is_finished = True
+        loop = self.future.get_loop()
+        if not loop.is_closed() and not self.future.cancel() and self.settled is not None and not self.settled.done():
+            self.settled.set_result(None)
+
 
 class UringIo:
     """The back end that uses an io_uring.
@@ -68,6 +75,8 @@ class UringIo:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._n_room = 0
         self._is_submitting = False
+        self._under_way: dict[_Operation, None] = {}
+        """What is in the ring."""
         self._waiting: deque[tuple[_Operation, Callable[[_core.Uring, _Operation], None]]] = deque()
 
     async def read(self, fd: int, offset: int, n_bytes: int) -> bytes:
@@ -127,14 +136,17 @@ class UringIo:
         """See `FileIo.close`. Waits for the kernel; callers that still wait are cancelled."""
         ring, loop = self._ring, self._loop
         self._ring = self._loop = None
-        for operation, _ in self._waiting:
-            operation.future.cancel()
-        self._waiting.clear()
         if ring is None:
             return
         if loop is not None and not loop.is_closed():
             loop.remove_reader(ring.fileno())
         ring.close()
+        left = [*self._under_way, *(operation for operation, _ in self._waiting)]
+        self._under_way.clear()
+        self._waiting.clear()
+        self.tally.n_in_flight -= len(left)
+        for operation in left:
+            operation.abandon()
 
     # -- inside ----------------------------------------------------------------------------------------------------------------------
 
@@ -204,6 +216,7 @@ class UringIo:
             self.tally.n_in_flight -= 1
             raise
         self._n_room -= 1
+        self._under_way[operation] = None
 
     def _submit(self) -> None:
         """Hand over what this turn queued, and take what is answered at once."""
@@ -226,6 +239,7 @@ class UringIo:
         for operation, result in ring.reap():
             self._n_room += 1
             self.tally.n_in_flight -= 1
+            del self._under_way[operation]
             operation.finish(result)
         while self._waiting and self._n_room > 0:
             operation, start = self._waiting.popleft()
