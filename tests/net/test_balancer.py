@@ -221,3 +221,23 @@ def test_backends_come_and_go(sim_world: SimWorld) -> None:
         made.remove("a")
     with pytest.raises(UnavailableError):
         made.pick()
+
+
+async def test_a_probe_with_a_bug_is_a_failure_and_the_others_go_on_being_probed(sim_world: SimWorld) -> None:
+    is_broken = True
+
+    async def probe(target: str) -> bool:
+        if is_broken:
+            raise KeyError(target)
+        return True
+
+    limits = HealthLimits(n_failures=1, n_successes=1, probe_interval_s=1.0)
+    made: Balancer[str] = Balancer(sim_world.world, RoundRobin(), probe=probe, limits=limits)
+    backend = made.add("a", "a")
+    made.start()
+    await asyncio.sleep(3.5)
+    assert state(backend) is BackendState.UNHEALTHY
+    is_broken = False
+    await asyncio.sleep(3.5)
+    assert state(backend) is BackendState.HEALTHY
+    await made.close()

@@ -1,6 +1,7 @@
 """The authority: what openssl and curl say to its certificates, what is written, when it expires."""
 
 import asyncio
+import math
 import os
 import shutil
 import stat
@@ -13,6 +14,7 @@ from isopod.net.ca_records import Purpose
 from isopod.net.tcp import Connection, TcpServer, connect_tcp
 from isopod.world.errors import HandshakeFailed, InvalidArgument, UnavailableError
 from isopod.world.network import ClientTls, ServerTls, TcpAddress, TlsMaterial
+from isopod.world.sim import SimWorld
 from isopod.world.world import World
 
 pytestmark = pytest.mark.row("S15")
@@ -159,3 +161,11 @@ async def curl(url: str, *options: str) -> tuple[int, bytes]:
 def open_write(path: str, data: bytes) -> None:
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         file.write(data)
+
+
+@pytest.mark.parametrize("valid_s", [math.inf, math.nan, 1e300, 0, -1])
+def test_a_validity_that_makes_no_sense(sim_world: SimWorld, valid_s: float) -> None:
+    with pytest.raises(InvalidArgument, match="validity"):
+        Authority.create(sim_world.world, "a", valid_s=valid_s)
+    with pytest.raises(InvalidArgument, match="validity"):
+        self_signed(sim_world.world, Subject("a"), valid_s=valid_s)

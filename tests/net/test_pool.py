@@ -360,3 +360,34 @@ async def test_a_pool_of_real_connections(world: World) -> None:
     assert pool.statistics().n_discarded >= 1
     await pool.close()
     await server.close()
+
+
+async def test_a_probe_or_a_connect_with_a_bug_does_not_end_the_maintenance(sim_world: SimWorld) -> None:
+    """What they raise counts as "no", whatever it is: nobody awaits the maintenance, so that nobody would see it end."""
+    broken = {"connect"}
+
+    async def connect(endpoint: str) -> Fake:
+        if "connect" in broken:
+            raise ValueError("a bug")
+        return Fake(endpoint)
+
+    async def probe(fake: Fake) -> bool:
+        if "probe" in broken:
+            raise KeyError("a bug")
+        return True
+
+    limits = PoolLimits(n_idle_min=1, health_s=1, n_attempts=1)
+    pool = ConnectionPool(sim_world.world, ("one",), connect=connect, close=lambda _: None, probe=probe, limits=limits)
+    with pytest.raises(UnavailableError, match="a bug"):
+        await pool.acquire()
+    await asyncio.sleep(10)
+    broken.clear()
+    await asyncio.sleep(10)
+    assert pool.statistics().n_idle == 1
+    broken.add("probe")
+    await asyncio.sleep(10)
+    assert pool.statistics().n_discarded > 0
+    broken.clear()
+    await asyncio.sleep(10)
+    assert pool.statistics().n_idle == 1
+    await pool.close()

@@ -1,17 +1,21 @@
 """TLS from files: read, watched, taken over, and kept when what comes is bad. On both Worlds."""
 
 import asyncio
+import errno
 from collections.abc import Callable
+from typing import Any
 
+import msgspec
 import pytest
 
 from isopod.net.ca import Issued, Subject, write_issued
 from isopod.net.tcp import Connection, TcpServer, connect_tcp
 from isopod.net.tls import ReloadingTls, TlsFiles, TlsRules, open_client_tls, open_server_tls, read_material
-from isopod.world.errors import HandshakeFailed, InvalidArgument, IsopodError, UnavailableError
+from isopod.world.errors import HandshakeFailed, InvalidArgument, IsopodError, KernelError, UnavailableError
 from isopod.world.network import ClientTls, ServerTls, TcpAddress, TlsMaterial
+from isopod.world.sim import SimWorld
 from isopod.world.world import World
-from tests.net.certificates import authority, client_leaf, client_material, issue, server_leaf
+from tests.net.certificates import authority, client_leaf, client_material, issue, server_leaf, server_material
 
 pytestmark = pytest.mark.row("S15")
 LOOPBACK = TcpAddress("127.0.0.1", 0)
@@ -151,3 +155,59 @@ async def test_a_folder_that_goes_and_comes_back(host_world: World, folder: str)
     await put(host_world, inner, issue(SUBJECT))
     await until(lambda: reloading.tls.statistics().n_reloads)
     await reloading.close()
+
+
+@pytest.mark.parametrize("stricter", [{"client_auth": "required"}, {"minimum_version": "1.3"}])
+def test_a_name_cannot_have_rules_of_its_own_that_would_not_be_kept(stricter: dict[str, Any]) -> None:
+    """OpenSSL takes them from the first context, whatever the name asked for: nobody would be asked for a certificate."""
+    plain = server_material()
+    strict = msgspec.structs.replace(server_material("b.example"), **stricter)
+    with pytest.raises(InvalidArgument, match=r"b\.example.*must be those of the first"):
+        ServerTls(plain, names={"b.example": strict})
+    tls = ServerTls(strict, names={"b.example": strict})
+    with pytest.raises(InvalidArgument):
+        tls.use(strict, names={"b.example": plain})
+
+
+async def test_a_final_dot_is_no_part_of_the_name_to_prove(world: World) -> None:
+    server, address = await serve(world, ServerTls(server_material()))
+    assert await shown(world, address, ClientTls(client_material(), server_name="localhost.")) == "localhost"
+    with pytest.raises(HandshakeFailed):
+        await shown(world, address, ClientTls(client_material(), server_name="localhost.."))
+    await server.close()
+
+
+async def test_handshakes_under_way_are_bounded(world: World) -> None:
+    """A connection counts for who listens only once it is secured: until then this is the only bound."""
+    material = server_material()
+    tls = ServerTls(material, handshakes_max=1)
+    server, address = await serve(world, tls)
+    client = ClientTls(client_material(), server_name="localhost")
+    silent, _ = await world.network.connect(address, asyncio.Protocol)
+    with pytest.raises((HandshakeFailed, KernelError)):
+        await shown(world, address, client)
+    assert "more than 1 handshakes" in tls.statistics().last_failure
+    silent.abort()
+    await until(lambda: tls.statistics().n_handshakes)
+    for _ in range(3):
+        assert await shown(world, address, client) == "localhost"
+    await server.close()
+
+
+async def test_a_reload_that_the_machine_fails_is_reported_and_tried_again(sim_world: SimWorld, folder: str) -> None:
+    reports: list[IsopodError | None] = []
+    files = await put(sim_world.world, folder, server_leaf())
+    failures = [OSError(errno.EMFILE, "Too many open files")]
+
+    async def read() -> dict[str, TlsMaterial]:
+        return {"": await read_material(sim_world.world, files)}
+
+    def use(_: object) -> None:
+        if failures:
+            raise failures.pop()
+
+    reloading = ReloadingTls(sim_world.world, ServerTls(server_material()), read=read, use=use, folders=(), report=reports.append)
+    assert not await reloading.reload()
+    assert await reloading.reload()
+    assert reports[1] is None
+    assert "oo many open files" in str(reports[0])

@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import re
-from typing import Self
+from typing import Any, Self
 
 import pytest
 
@@ -14,7 +14,8 @@ from isopod.runtime.metrics import Registry
 from isopod.telemetry.health import HealthRegistry
 from isopod.telemetry.monitoring import MonitoringSystem
 from isopod.telemetry.web import TelemetryWeb
-from isopod.world.network import TcpAddress
+from isopod.world.network import TcpAddress, UnixAddress
+from isopod.world.sim import SimWorld
 from isopod.world.world import World
 from tests.telemetry.kit import Memo
 
@@ -24,12 +25,12 @@ CHROMIUM = "/usr/bin/chromium-headless-shell"
 class Rig:
     """Telemetry served on a loopback port."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, **options: Any) -> None:
         self.registry = Registry()
         self.memo = Memo(world.clock)
         self.monitoring = MonitoringSystem(world, self.registry, collectors=[], logger=self.memo.logger, interval_s=60)
         self.health = HealthRegistry(world.clock, kept_s=0)
-        self.web = TelemetryWeb(self.monitoring, self.health, n_shards=3)
+        self.web = TelemetryWeb(self.monitoring, self.health, n_shards=3, **options)
         self.server = HttpServer(world, self.web.router(), logger=self.memo.logger, metrics=Registry())
         self.client = HttpClient(world)
         self.origin = ""
@@ -158,3 +159,34 @@ async def test_values_on_the_page_change_when_the_metric_does(host_world: World,
         assert "<li>cache: cold</li>" in dom
         assert b"Content Security Policy" not in log
         assert b"Uncaught" not in log
+
+
+@pytest.mark.row("S24")
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:1", 200),
+        ("LOCALHOST", 200),
+        ("localhost.:80", 200),
+        ("node.localhost", 200),
+        ("[::1]:80", 200),
+        ("metrics.example", 200),
+        ("evil.example:80", 421),
+        ("127.0.0.1.evil.example", 421),
+        ("localhost.evil.example", 421),
+        ("evil-metrics.example", 421),
+    ],
+)
+async def test_pages_of_other_sites_cannot_read_a_loopback_port(sim_world: SimWorld, host: str, status: int) -> None:
+    """DNS rebinding: the site's own name resolves to 127.0.0.1, and the browser takes our answers for its own."""
+    async with Rig(sim_world.world, hosts=("Metrics.example",)) as rig:
+        for path in ("/", "/metrics", "/api/metrics.json", "/healthz", "/readyz"):
+            assert (await rig.get(path, host=host))[0] == status
+
+
+@pytest.mark.row("S24")
+async def test_a_unix_socket_may_be_asked_by_any_name(world: World, folder: str) -> None:
+    async with Rig(world) as rig:
+        listener = await rig.server.listen(UnixAddress(f"{folder}/socket"))
+        answer = await rig.client.request("GET", "http://any.example/healthz", address=listener.address)
+        assert answer.status == 200

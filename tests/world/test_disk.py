@@ -263,3 +263,18 @@ async def test_a_layer_over_a_limit_is_not_packed(world: World, folder: str, lim
     assert await world.disk.list(folder) == ["d"]
     packed = await world.disk.pack_layer(f"{folder}/d", f"{folder}/tar", limits=UnpackLimits(entry_bytes_max=1 << 16))
     assert packed.n_bytes > 1 << 16
+
+
+async def test_opening_beneath_a_root_follows_no_link(world: World, folder: str) -> None:
+    for path in (f"{folder}/root/sub", f"{folder}/outside"):
+        await world.disk.make_directory(path)
+    await world.disk.write(f"{folder}/root/sub/file", b"inside")
+    await world.disk.write(f"{folder}/outside/file", b"secret")
+    file = await world.disk.open_file_beneath(f"{folder}/root", "sub/file")
+    assert (await file.read_at(0, 10), file.path) == (b"inside", f"{folder}/root/sub/file")
+    file.close()
+    refused = [("../outside/file", errno.EXDEV), ("/etc/passwd", errno.EXDEV), ("none", errno.ENOENT), ("sub", errno.EISDIR)]
+    for path, number in refused:
+        with pytest.raises(OSError) as caught:
+            await world.disk.open_file_beneath(f"{folder}/root", path)
+        assert caught.value.errno == number, path

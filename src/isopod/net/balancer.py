@@ -334,7 +334,7 @@ class Balancer(Generic[T]):
         try:
             async with asyncio.timeout(self._limits.probe_s):
                 ok = await self._probe(backend.target)
-        except (IsopodError, OSError):
+        except Exception:  # noqa: BLE001 - whatever it raises means no, and must not end the probing of the others
             ok = False
         if not ok:
             self._on_failure(backend)

@@ -19,6 +19,8 @@ __all__ = ["Authority", "CertificateInfo", "Issued", "Subject", "certificate_inf
 
 AUTHORITY_VALID_S: Final = 10 * 365 * 86_400.0
 LEAF_VALID_S: Final = 90 * 86_400.0
+VALID_S_MAX: Final = 100 * 366 * 86_400.0
+"""A century."""
 SKEW_S: Final = 300.0
 """How far back validity begins: the clocks of a cluster differ."""
 SERIAL_BYTES: Final = 16
@@ -151,8 +153,8 @@ async def write_issued(world: World, issued: Issued, *, certificate: str, key: s
 
 
 def _validity(world: World, valid_s: float) -> tuple[float, float]:
-    if valid_s <= 0:
-        raise InvalidArgument("validity", valid_s, "it must be positive")
+    if not 0 < valid_s <= VALID_S_MAX:
+        raise InvalidArgument("validity", valid_s, f"it must be positive, and at most {VALID_S_MAX:.0f} s")
     now_s = world.clock.now_ns() / 1e9
     return now_s - SKEW_S, now_s + valid_s
 

@@ -21,7 +21,7 @@ from typing import Final, Generic, NamedTuple, TypeVar
 import msgspec
 
 from isopod.runtime.waiters import Waiters
-from isopod.world.errors import DeadlineExceeded, Exhausted, InvalidArgument, IsopodError, UnavailableError, WrongState
+from isopod.world.errors import DeadlineExceeded, Exhausted, InvalidArgument, UnavailableError, WrongState
 from isopod.world.world import World
 
 C = TypeVar("C")
@@ -308,7 +308,7 @@ class ConnectionPool(Generic[C, E]):
                 async with asyncio.timeout(self._limits.connect_s):
                     good = await self._probe(slot.connection)
                 slot.checked_at_ns = self._world.clock.monotonic_ns()
-        except (IsopodError, OSError):
+        except Exception:  # noqa: BLE001 - whatever a probe raises means no, and must not end the maintenance
             good = False
         except BaseException:
             self._discard(slot)
@@ -339,7 +339,7 @@ class ConnectionPool(Generic[C, E]):
                 try:
                     async with asyncio.timeout(self._limits.connect_s):
                         connection = await self._connect(self._endpoints[index])
-                except (IsopodError, OSError) as error:
+                except Exception as error:  # noqa: BLE001 - whatever it raises counts, and must not end the maintenance
                     failure = error
                     self._counts["failures"] += 1
                     self._down_until_ns[index] = self._world.clock.monotonic_ns() + round(self._limits.down_s * 1e9)

@@ -112,6 +112,9 @@ class ReloadingTls(Generic[T]):
         except IsopodError as error:
             self._report(error)
             return False
+        except OSError as error:  # no descriptor for the file in memory, for one
+            self._report(from_os_error(error, "use", "the TLS files"))
+            return False
         self._known = found
         self._report(None)
         return True

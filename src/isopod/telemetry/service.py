@@ -4,7 +4,7 @@ A node has one, on its first shard; it reads the pages of all. On the way down `
 servers, `close` last, so that the final figures can still be scraped.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from isopod.net.http.server import HttpListener, HttpServer
 from isopod.runtime.logger import Logger
@@ -32,6 +32,7 @@ class TelemetryService:
         export: Files to write snapshots to, or None.
         n_shards: Shown on the dashboard while no metric says it.
         group: The scheduling group of its requests.
+        hosts: See `TelemetryWeb`.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class TelemetryService:
         export: FileExport | None = None,
         n_shards: int = 1,
         group: SchedulingGroup | None = None,
+        hosts: Collection[str] = (),
     ) -> None:
         self._shards = shards
         self.health = HealthRegistry(world.clock)
@@ -59,7 +61,7 @@ class TelemetryService:
             interval_s=interval_s,
             export=export,
         )
-        self.web = TelemetryWeb(self.monitoring, self.health, exporters=self.exporters, n_shards=n_shards)
+        self.web = TelemetryWeb(self.monitoring, self.health, exporters=self.exporters, n_shards=n_shards, hosts=hosts)
         self._server = HttpServer(world, self.web.router(), logger=logger, metrics=registry, group=group)
 
     async def start(self) -> None:

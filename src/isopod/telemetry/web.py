@@ -8,14 +8,19 @@
     GET /api/metrics.json   the values now, with health; ?name=a,b picks families, and with ?history=1 adds their remembered totals
     GET /                   the dashboard
 
-There is no password: listen on a loopback address or a Unix socket, or put a proxy before it.
+There is no password: listen on a loopback address or a Unix socket, or put a proxy before it. On a loopback address only requests that
+name this machine are answered (a numeric address, localhost, or one of `hosts`): else a page of any site could have its own name
+resolve to 127.0.0.1 and read all this with the browser of somebody on this machine (DNS rebinding).
 """
 
+import ipaddress
+from collections.abc import Awaitable, Collection
+from functools import partial
 from typing import Final
 
 import msgspec
 
-from isopod.net.http.messages import Handler, HeaderPairs, HttpError, Request, Response
+from isopod.net.http.messages import Answer, Handler, HeaderPairs, HttpError, Request, Response
 from isopod.net.http.router import Router
 from isopod.runtime.metrics import Snapshot
 from isopod.telemetry.dashboard import page, security_policy
@@ -24,6 +29,7 @@ from isopod.telemetry.health import HealthRegistry, Report
 from isopod.telemetry.monitoring import MonitoringSystem
 
 NOT_READY: Final = 503
+_LOCALHOST: Final = "localhost"
 HISTORY_NAMES_MAX: Final = 32
 _PLAIN: Final[HeaderPairs] = (("cache-control", "no-store"), ("x-content-type-options", "nosniff"))
 _encode = msgspec.json.Encoder().encode
@@ -38,6 +44,7 @@ class TelemetryWeb:
         exporters: The formats of /metrics; a third party's are registered here.
         dashboard: Whether "/" and "/api/metrics.json" are served.
         n_shards: Shown on the dashboard while no metric says it.
+        hosts: Names, besides localhost, by which this machine may be asked on a loopback address; a proxy's, mostly.
     """
 
     def __init__(
@@ -48,19 +55,21 @@ class TelemetryWeb:
         exporters: Exporters | None = None,
         dashboard: bool = True,
         n_shards: int = 1,
+        hosts: Collection[str] = (),
     ) -> None:
         self._monitoring = monitoring
         self._health = health
         self._exporters = Exporters() if exporters is None else exporters
         self._dashboard = dashboard
         self._n_shards = n_shards
+        self._hosts = frozenset((_LOCALHOST, *(name.lower() for name in hosts)))
 
     def routes(self) -> dict[str, Handler]:
         """Return the handlers by path, all for GET."""
         routes: dict[str, Handler] = {"/metrics": self.metrics, "/healthz": self.live, "/readyz": self.ready}
         if self._dashboard:
             routes |= {"/api/metrics.json": self.history, "/": self.index}
-        return routes
+        return {path: partial(self._guarded, handler) for path, handler in routes.items()}
 
     def router(self) -> Router:
         """Return a router with these paths alone."""
@@ -68,6 +77,21 @@ class TelemetryWeb:
         for path, handler in self.routes().items():
             router.get(path, handler)
         return router
+
+    def _guarded(self, handler: Handler, request: Request) -> Answer | Awaitable[Answer]:
+        if not self._is_welcome(request):
+            raise HttpError(421, "this is not the name of this machine", "ask for it by its address, or as localhost")
+        return handler(request)
+
+    def _is_welcome(self, request: Request) -> bool:
+        """Whether the Host field names this machine, where only this machine's own users come (RFC 9110 section 15.5.20)."""
+        own = request.transport_info("sockname")
+        if not isinstance(own, tuple) or not _is_numeric(str(own[0]), loopback=True):
+            return True
+        host = (request.headers.get("host") or "").lower()
+        name = host.rpartition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]
+        name = name.removesuffix(".")
+        return not name or name in self._hosts or name.endswith(f".{_LOCALHOST}") or _is_numeric(name)
 
     def metrics(self, request: Request) -> Response:
         """The exposition."""
@@ -114,6 +138,15 @@ class TelemetryWeb:
             *_PLAIN,
         )
         return Response(200, headers, page())
+
+
+def _is_numeric(host: str, *, loopback: bool = False) -> bool:
+    try:
+        found = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    mapped = getattr(found, "ipv4_mapped", None) or found
+    return mapped.is_loopback or not loopback
 
 
 def _report(status: int, report: Report) -> Response:

@@ -267,6 +267,15 @@ class Disk(Protocol):
             mode: Permission bits if it is created, less the umask.
         """
 
+    async def open_file_beneath(self, root: str, path: str) -> DataFile:
+        """Open a regular file or block device inside the folder `root` for reading, without following any symlink below it, whoever
+        changes the folder meanwhile. ELOOP for a symlink, EXDEV for what leads outside, else as `open_file`.
+
+        Args:
+            root: The folder.
+            path: The file, relative to it.
+        """
+
     async def map_file(self, path: str, *, write: bool = False) -> MappedBytes:
         """Map a regular file that is not empty (EINVAL) into memory, shared with all who have it open.
 

@@ -24,6 +24,8 @@ ClientAuth = Literal["none", "optional", "required"]
 MinimumVersion = Literal["1.2", "1.3"]
 HANDSHAKE_S: Final = 10.0
 """How long a handshake may take before the connection is dropped."""
+HANDSHAKES_MAX: Final = 8192
+"""Of one holder, at once: each costs some 50 KiB."""
 CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
 """Of TLS 1.2 (RFC 9325, section 4.2). Those of 1.3 are all sound."""
 _NO_CHECK_TIME: Final = 0x200000
@@ -85,13 +87,24 @@ class ServerTls:
         material: The certificate shown to who asks for no name, or for one that is not in `names`.
         names: More certificates, by the server name a client asks for (SNI); "*.example.org" stands for one label.
         handshake_s: How long a handshake may take.
+        handshakes_max: How many may be under way; further connections are cut. What listens learns of a connection only after its
+            handshake, so its own bounds do not count these.
 
     Raises:
         InvalidArgument: The PEM text makes no context.
     """
 
-    def __init__(self, material: TlsMaterial, *, names: Mapping[str, TlsMaterial] | None = None, handshake_s: float = HANDSHAKE_S) -> None:
+    def __init__(
+        self,
+        material: TlsMaterial,
+        *,
+        names: Mapping[str, TlsMaterial] | None = None,
+        handshake_s: float = HANDSHAKE_S,
+        handshakes_max: int = HANDSHAKES_MAX,
+    ) -> None:
         self.handshake_s = handshake_s
+        self._handshakes_max = handshakes_max
+        self._n_under_way = 0
         self.context = _server_contexts(material, names or {})
         self._n_handshakes = 0
         self._n_failed = 0
@@ -107,8 +120,18 @@ class ServerTls:
         self.context = _server_contexts(material, names or {})
         self._n_reloads += 1
 
+    def admit(self) -> bool:
+        """Begin a handshake, which ends with `note`; return False if too many are under way. Called by the Worlds."""
+        if self._n_under_way >= self._handshakes_max:
+            self._n_failed += 1
+            self._last_failure = f"more than {self._handshakes_max} handshakes at once"
+            return False
+        self._n_under_way += 1
+        return True
+
     def note(self, failure: BaseException | None) -> None:
         """Count a handshake. Called by the Worlds."""
+        self._n_under_way -= 1
         self._n_handshakes += 1
         if failure is not None:
             self._n_failed += 1
@@ -215,6 +238,10 @@ def explain(error: BaseException) -> str:
 
 def _server_contexts(material: TlsMaterial, names: Mapping[str, TlsMaterial]) -> ssl.SSLContext:
     context = _server_context(material)
+    for name, each in names.items():
+        if (each.client_auth, each.minimum_version) != (material.client_auth, material.minimum_version):
+            # OpenSSL takes both from the first context: a name with stricter rules would be served without them.
+            raise InvalidArgument("TLS name", name, "its client_auth and minimum_version must be those of the first certificate")
     others = {name.lower(): _server_context(each) for name, each in names.items()}
     if others:
 

@@ -42,7 +42,9 @@ def securing(factory: ProtocolFactory, tls: ServerTls, check: ValidityCheck | No
     """Return a factory for the protocols of a listener's connections, each with the context that the holder has by then."""
 
     def make() -> TlsStream:
-        return TlsStream(factory(), tls.context, server_side=True, handshake_s=tls.handshake_s, outcome=tls.note, check=check)
+        return TlsStream(
+            factory(), tls.context, server_side=True, handshake_s=tls.handshake_s, outcome=tls.note, admit=tls.admit, check=check
+        )
 
     return make
 
@@ -72,16 +74,16 @@ def secure_client(
         else:
             done.set_exception(failure)
 
-    name = tls.server_name or host
+    name = (tls.server_name or host or "").removesuffix(".")  # certificates and SNI (RFC 6066 section 3) do without a final dot
     context = tls.context
     if not name and context.check_hostname:
         raise InvalidArgument("TLS server name", "", "a Unix socket has no host to verify", "give ClientTls a server_name")
     try:
         stream = TlsStream(
-            protocol, context, server_side=False, handshake_s=tls.handshake_s, outcome=settle, server_hostname=name, check=check
+            protocol, context, server_side=False, handshake_s=tls.handshake_s, outcome=settle, server_hostname=name or None, check=check
         )
     except ValueError as error:
-        raise InvalidArgument("TLS server name", name or "", str(error)) from error
+        raise InvalidArgument("TLS server name", name, str(error)) from error
     return stream, done
 
 
@@ -95,6 +97,7 @@ class TlsStream(asyncio.Transport, asyncio.Protocol):
         server_hostname: On the client, the name the server must prove (also a numeric address).
         handshake_s: Bound on the handshake.
         outcome: Told how the handshake ended, just before the protocol is.
+        admit: Asked before a handshake begins; if it says no, the connection is cut and `outcome` hears nothing.
         check: The World's own look at the peer's certificate.
     """
 
@@ -106,6 +109,7 @@ class TlsStream(asyncio.Transport, asyncio.Protocol):
         server_side: bool,
         handshake_s: float,
         outcome: Outcome,
+        admit: Callable[[], bool] | None = None,
         server_hostname: str | None = None,
         check: ValidityCheck | None = None,
     ) -> None:
@@ -116,6 +120,7 @@ class TlsStream(asyncio.Transport, asyncio.Protocol):
         self._below: asyncio.Transport | None = None
         self._handshake_s = handshake_s
         self._outcome = outcome
+        self._admit = admit
         self._check = check
         self._timer: asyncio.TimerHandle | None = None
         self._state: Literal["handshake", "open", "closed"] = "handshake"
@@ -140,6 +145,10 @@ class TlsStream(asyncio.Transport, asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin the handshake."""
         self._below = cast(asyncio.Transport, transport)  # uvloop's only look like it
+        if self._admit is not None and not self._admit():
+            self._state, self._is_closing = "closed", True
+            self._below.abort()
+            return
         self._timer = asyncio.get_running_loop().call_later(self._handshake_s, self._on_handshake_late)
         self._shake()
 

@@ -171,6 +171,14 @@ def test_a_ladder_of_pointers_is_bounded_too() -> None:
         decode_name(ladder, len(ladder) - 4)
 
 
+def test_a_chain_of_pointers_is_short() -> None:
+    """Eight thousand fit below the highest offset; if each record's name walked them all, one message would cost many seconds."""
+    chain = HEAD + b"\0" + b"".join((0xC000 | at).to_bytes(2, "big") for at in [12, *range(13, 600, 2)])
+    with pytest.raises(MalformedMessage, match="too many in a row"):
+        decode_name(chain, len(chain) - 2)
+    assert decode_name(chain, len(HEAD) + 1 + 2 * 126) == ("", len(HEAD) + 1 + 2 * 127)
+
+
 @pytest.mark.parametrize("text", ["a..b", ".a", "a" * 64, "a\\", "a\\999", ".".join(["abcdefgh"] * 40), "ü" * 80])
 def test_text_that_is_no_name(text: str) -> None:
     with pytest.raises(MalformedMessage):

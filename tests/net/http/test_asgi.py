@@ -23,7 +23,7 @@ from isopod.runtime.logger import Logger
 from isopod.world.errors import DeadlineExceeded, RuntimeFailed
 from isopod.world.sim import SimWorld
 from isopod.world.world import World
-from tests.net.http.kit import GET, Site, ask, peer_of, serving
+from tests.net.http.kit import GET, Site, ask, peer_of, serving, talk
 
 pytestmark = pytest.mark.row("S13")
 
@@ -351,3 +351,69 @@ async def test_a_starlette_websocket_runs(host_world: World, folder: str) -> Non
         assert site.server.statistics().n_upgrades == 3
 
     assert shop.events == ["up", "disconnect 1000", "down"]
+
+
+WEBSOCKET = b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+WEBSOCKET += b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+
+
+class Deaf:
+    """An application that accepts a WebSocket, and never looks whether it is still there."""
+
+    def __init__(self, **fields: Any) -> None:
+        self.fields = fields
+        self.n_begun = 0
+        self.ended = asyncio.Event()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            raise NotImplementedError
+        self.n_begun += 1
+        try:
+            await send({"type": "websocket.accept", **self.fields})
+            await asyncio.get_running_loop().create_future()
+        finally:
+            self.ended.set()
+
+
+@pytest.mark.row("S14")
+async def test_a_websocket_that_cannot_be_switched_never_reaches_the_application(sim_world: SimWorld, folder: str) -> None:
+    deaf = Deaf()
+    async with running(sim_world.world, deaf, folder) as site:
+        data = await talk(site, WEBSOCKET + b"Content-Length: 5\r\n\r\n")
+    assert data.startswith(b"HTTP/1.1 400 ") and deaf.n_begun == 0
+
+
+@pytest.mark.row("S14")
+@pytest.mark.parametrize("fields", [{}, {"headers": [(b"x-bad", b"a\nb")]}], ids=["hangs up", "cannot be answered"])
+async def test_an_application_does_not_outlive_its_websocket_for_ever(sim_world: SimWorld, folder: str, fields: dict[str, Any]) -> None:
+    deaf = Deaf(**fields)
+    async with running(sim_world.world, deaf, folder, orphan_s=1.0) as site:
+        async with peer_of(site, WEBSOCKET + b"\r\n") as peer:
+            await peer.until(lambda data: b"\r\n\r\n" in data)
+        async with asyncio.timeout(20):
+            await deaf.ended.wait()
+
+
+async def test_a_body_that_is_no_bytes_is_a_bug(sim_world: SimWorld, folder: str) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            raise NotImplementedError
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": 1 << 20})
+
+    async with running(sim_world.world, app, folder) as site:
+        assert (await ask(site)).status == 500
+
+
+async def test_pieces_sent_by_two_tasks_at_once_all_arrive(world: World, folder: str) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            raise NotImplementedError
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        piece = {"type": "http.response.body", "body": b"x", "more_body": True}
+        await asyncio.gather(*(send(piece) for _ in range(5)))
+        await send({"type": "http.response.body"})
+
+    async with running(world, app, folder) as site:
+        assert (await ask(site)).body == b"xxxxx"

@@ -11,6 +11,7 @@ import pytest
 import zstandard
 
 from isopod.net.http.client import ClientLimits, basic_auth, bearer_auth
+from isopod.net.http.url import parse_url
 from isopod.world.errors import (
     BadRecord,
     Disconnected,
@@ -21,6 +22,7 @@ from isopod.world.errors import (
     WrongState,
 )
 from isopod.world.network import TcpAddress
+from isopod.world.sim import SimWorld
 from isopod.world.world import World
 from tests.net.http.client_kit import Peer, Seen, hello, open_client, pieces, scripted, unix
 
@@ -365,3 +367,39 @@ async def test_expect_continue(world: World) -> None:
         assert said[0] == b""
         assert len(stage.seen) == 3
         assert len(stage.peers) == 2  # what follows a refused body could be misread
+
+
+@pytest.mark.parametrize("body", [b'"\xff"', b"[" * 100_000], ids=["no UTF-8", "deep"])
+async def test_an_answer_that_is_no_json_is_a_bad_record(sim_world: SimWorld, body: bytes) -> None:
+    async with scripted(sim_world.world, lambda peer, _: peer.answer(200, body)) as stage, open_client(sim_world.world) as client:
+        with pytest.raises(BadRecord, match="not the JSON"):
+            await (await client.get(stage.url())).json()
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("http://h/\ud800", "control characters"),
+        ("http://h\ud800/", "control characters"),
+        ("http://h/\r\nX: 1", "control characters"),
+        ("http://[v1.foo]/", "no IPv6 address"),
+        ("http://[::1/", "Invalid IPv6"),
+        ("http://good.example\\@evil.example/", "credentials"),
+        ("http://good.example\\.evil.example/", "not a name"),
+        ("http://@h/", "credentials"),
+        ("http://h:65536/", "Port"),
+        ("http://h:\uff18/", "Port"),
+        ("unix:/run/socket", "must begin with"),
+    ],
+)
+def test_urls_that_two_readers_could_read_in_two_ways(text: str, why: str) -> None:
+    with pytest.raises(InvalidArgument, match=why) as caught:
+        parse_url(text)
+    caught.value.message.encode()
+
+
+@pytest.mark.parametrize("text", ["http://[fe80::1%25eth0]:81/a", "http://[fe80::1%eth0]:81/a"])
+def test_the_zone_of_an_address_is_used_and_not_told(text: str) -> None:
+    url = parse_url(text)
+    assert (url.host, url.host_field) == ("fe80::1%eth0", "[fe80::1]:81")
+    assert url.join("b").host == url.host

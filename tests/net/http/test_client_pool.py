@@ -16,7 +16,9 @@ from isopod.world.errors import (
     ProtocolViolation,
     WrongState,
 )
+from isopod.world.network import ClientTls, ServerTls
 from isopod.world.world import World
+from tests.net.certificates import client_material, server_material
 from tests.net.http.client_kit import Peer, Seen, answer, hello, open_client, pieces, scripted, unix
 
 pytestmark = pytest.mark.row("S13")
@@ -295,6 +297,31 @@ async def test_credentials_stay_with_their_origin(world: World) -> None:
             assert await (await client.get(stage.url("/out"), headers=secret)).read() == b"GET /there"
             seen = other.seen[0]
             assert [seen.header(name) for name in ("authorization", "cookie", "x-kept")] == [None, None, "1"]
+
+
+async def test_the_clients_own_credentials_stay_with_their_origin_too(world: World) -> None:
+    async with scripted(world, hello) as other:
+
+        def script(peer: Peer, seen: Seen) -> None:
+            peer.answer(302, b"", f"Location: {other.url('/there')}")
+
+        fields = [basic_auth("u", "p"), ("x-kept", "1")]
+        async with scripted(world, script) as stage, open_client(world, headers=fields) as client:
+            assert await (await client.get(stage.url("/out"))).read() == b"GET /there"
+            assert stage.seen[0].header("authorization") is not None
+            assert [other.seen[0].header(name) for name in ("authorization", "x-kept")] == [None, "1"]
+
+
+async def test_a_redirect_does_not_lead_out_of_tls(world: World) -> None:
+    async with scripted(world, hello) as other:
+
+        def script(peer: Peer, seen: Seen) -> None:
+            peer.answer(307, b"", f"Location: {other.url('/there')}")
+
+        tls = ClientTls(client_material(), server_name="localhost")
+        async with scripted(world, script, tls=ServerTls(server_material())) as stage, open_client(world, tls=tls) as client:
+            got = await client.post(stage.url("/out"), b"secret")
+            assert (got.status, await got.read(), other.seen) == (307, b"", [])
 
 
 async def test_a_redirect_elsewhere_does_not_leave_a_given_address(world: World, folder: str) -> None:

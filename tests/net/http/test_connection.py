@@ -118,6 +118,24 @@ async def test_continue_is_said_when_the_body_is_wanted_and_only_then(world: Wor
     assert b"100" not in refused and parse(refused)[0].headers["connection"] == "close"
 
 
+async def test_a_continue_is_not_said_into_an_answer_that_has_begun(world: World, folder: str) -> None:
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n"
+    handler = lambda request: Response(200, (), request.stream())  # noqa: E731 - the whole of it
+    async with serving(world, handler, folder) as site, peer_of(site, head) as peer:
+        await peer.until(lambda data: b"\r\n\r\n" in data)
+        peer.send(b"ok")
+        data = await peer.until_end()
+
+    assert data.startswith(b"HTTP/1.1 200") and b"100 Continue" not in data and parse(data)[0].body == b"ok"
+
+
+async def test_a_body_that_never_comes_behind_such_an_answer_is_not_waited_for(sim_world: SimWorld, folder: str) -> None:
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n"
+    handler = lambda request: Response(200, (), request.stream())  # noqa: E731 - the whole of it
+    async with serving(sim_world.world, handler, folder) as site, peer_of(site, head) as peer:
+        assert b"100 Continue" not in await peer.until_end()
+
+
 async def test_a_request_body_is_taken_at_the_handlers_pace(world: World, folder: str) -> None:
     gate = asyncio.Event()
     sizes: list[int] = []
@@ -327,6 +345,18 @@ async def test_a_bug_or_damaged_data_is_not_told(sim_world: SimWorld, folder: st
         got = await ask(site)
 
     assert got.status == 500 and b"secret" not in got.body
+
+
+@pytest.mark.parametrize(
+    "body", [b'"\xff"', b"[" * 100_000, b'"\\ud800"', b"", b"{"], ids=["no UTF-8", "deep", "half a pair", "empty", "cut"]
+)
+async def test_a_body_that_is_no_json_is_a_400_and_no_failure_of_ours(sim_world: SimWorld, folder: str, body: bytes) -> None:
+    async def handler(request: Request) -> Response:
+        return Response.json(await request.json(object))
+
+    async with serving(sim_world.world, handler, folder) as site:
+        got = await ask(site, "POST", body=body)
+        assert (got.status, site.events("http.handler_failed")) == (400, [])
 
 
 async def test_the_body_can_be_read_as_json_and_only_once(world: World, folder: str) -> None:

@@ -6,7 +6,10 @@ from collections.abc import AsyncIterator
 import msgspec
 import pytest
 
-from isopod.net.http import HttpLimits, Request, Response
+from isopod.net.http import HttpLimits, Request, Response, Upgrade
+from isopod.net.http.core import Core, Tally
+from isopod.runtime.logger import Logger
+from isopod.runtime.metrics import Registry
 from isopod.world.errors import InvalidArgument
 from isopod.world.sim import SimWorld
 from isopod.world.world import World
@@ -171,6 +174,33 @@ async def test_one_connection_too_many_is_a_503(world: World, folder: str) -> No
         assert (await ask(site)).status == 200
 
     assert (refused[0].status, refused[0].headers["retry-after"]) == (503, "1")
+
+
+class _Looked(asyncio.Transport):
+    """The transport of an upgraded connection; counts the looks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n_looks = 0
+        self.is_over = False
+
+    def is_closing(self) -> bool:
+        self.n_looks += 1
+        return self.is_over
+
+
+async def test_a_full_server_does_not_look_at_its_upgraded_connections_for_each_of_a_flood(sim_world: SimWorld) -> None:
+    logger = Logger(lambda _: None, sim_world.world.clock)
+    core = Core(sim_world.world, hello, logger=logger, limits=HttpLimits(connections_max=1), group=None)
+    transport = _Looked()
+    core.upgraded[0] = (transport, Upgrade("tcp", lambda *_: asyncio.Protocol()), Tally(Registry(), "test"))
+    for _ in range(100):
+        assert core.is_full
+    assert transport.n_looks == 1
+    transport.is_over = True
+    await asyncio.sleep(0.1)
+    assert not core.is_full
+    core.wheel.close()
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])

@@ -4,11 +4,13 @@ import asyncio
 import os
 import shutil
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import cast
 
 import pytest
 
 from isopod.net.http import HttpLimits, HttpServer, Request, Response, Upgrade
+from isopod.net.http.client import HttpClient
 from isopod.runtime.logger import Logger
 from isopod.runtime.metrics import Registry
 from isopod.world.errors import WrongState
@@ -209,7 +211,9 @@ async def test_statistics_and_metrics_agree(sim_world: SimWorld, folder: str) ->
     assert (found.n_accepted, found.n_refused, found.n_connections) == (7, 1, 0)
     assert found.n_bytes_received > 300 and found.n_bytes_sent > 700
     for name, n in (("2xx", 2), ("3xx", 1), ("4xx", 2), ("5xx", 2)):
-        line = next(line for line in text.splitlines() if line.startswith("isopod_http_responses_total{") and label in line and name in line)
+        line = next(
+            line for line in text.splitlines() if line.startswith("isopod_http_responses_total{") and label in line and name in line
+        )
         assert float(line.split()[-1]) == n
     count = next(line for line in text.splitlines() if line.startswith("isopod_http_request_duration_seconds_count"))
     assert float(count.split()[-1]) == 6
@@ -288,3 +292,30 @@ async def test_curl_is_served_over_tcp(host_world: World) -> None:
         assert await _curl(f"http://127.0.0.1:{address.port}/") == b"hello"
     finally:
         await server.close()
+
+
+async def test_a_426_names_the_protocol_and_nothing_else_may(world: World, folder: str) -> None:
+    async with serving(world, lambda _: Upgrade("tcp", Shout), folder) as site:
+        plain = await talk(site, b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    assert plain.startswith(b"HTTP/1.1 426 ") and b"\r\nconnection: upgrade\r\nupgrade: tcp\r\n" in plain
+
+    for status, fields in ((200, (("upgrade", "h2c"),)), (426, (("Upgrade", "a\r\nX-Bad: 1"),))):
+        answer = partial(Response, status, fields)
+        async with serving(world, lambda _: answer(), folder) as site:  # noqa: B023 - served within the turn
+            refused = await talk(site, b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        assert refused.startswith(b"HTTP/1.1 500 ") and b"upgrade:" not in refused.lower() and b"X-Bad" not in refused
+
+
+async def test_a_snapshot_sees_every_request_that_was_answered(world: World, folder: str) -> None:
+    registry = Registry()
+    server = HttpServer(world, lambda _: Response.text("x"), logger=Logger(lambda _: None, world.clock), metrics=registry)
+    await server.listen(UnixAddress(f"{folder}/http.sock"))
+    client = HttpClient(world)
+    for n_answered in (1, 2, 3):
+        await (await client.request("GET", "http://x/", address=UnixAddress(f"{folder}/http.sock"))).read()
+        snapshot = registry.snapshot()
+        assert snapshot.value("isopod_http_responses_total") == n_answered
+        assert snapshot.value("isopod_http_request_duration_seconds") == n_answered
+    await client.close()
+    await server.close()
+    registry.snapshot()

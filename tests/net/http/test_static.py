@@ -1,8 +1,11 @@
 """Static files: what is found, conditions, ranges, and what must never be served."""
 
+import dataclasses
 import email.parser
 import email.policy
 import os
+import socket
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -15,6 +18,7 @@ from isopod.net.http.middleware import chain
 from isopod.net.http.ranges import Validators, choose_ranges
 from isopod.net.http.router import Router
 from isopod.net.http.static import static_files
+from isopod.world.disk import Disk, FileStat
 from isopod.world.world import World
 from tests.net.http.kit import GET, ask, serving, talk
 
@@ -93,11 +97,13 @@ async def test_links_and_pipes_are_not_found(host_world: World, folder: str) -> 
     os.symlink(folder, f"{root}/up")
     os.symlink("a.txt", f"{root}/inside")
     os.mkfifo(f"{root}/pipe")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(f"{root}/socket")
+    names = ("link", "up/outside", "inside", "pipe", "socket")
     async with serving(host_world, site(host_world, root), folder) as server:
-        statuses = [(await ask(server, target=f"/f/{name}")).status for name in ("link", "up/outside", "inside")]
-        pipe = await ask(server, target="/f/pipe")
+        statuses = [(await ask(server, method, f"/f/{name}")).status for name in names for method in ("GET", "HEAD")]
 
-    assert statuses == [404] * 3 and pipe.status >= 400
+    assert statuses == [404] * 10
 
 
 async def test_an_index_if_asked_for(world: World, folder: str) -> None:
@@ -236,3 +242,44 @@ def test_ranges_are_inside_apart_and_cover_what_was_asked(size: int, asked: list
     sent = [n for span in spans for n in range(span.start, span.end)]
     assert len(sent) == len(set(sent)) and wanted == set(sent)
     assert all(0 <= span.start < span.end <= size for span in spans)
+
+
+class _RacedDisk:
+    """A disk on which somebody puts a link in a folder's place after each look, and takes it away before the next."""
+
+    def __init__(self, disk: Disk, folder: str, away: str) -> None:
+        self._disk = disk
+        self._folder = folder
+        self._away = away
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._disk, name)
+
+    async def stat(self, path: str) -> FileStat | None:
+        self.put_back()
+        found = await self._disk.stat(path)
+        os.rename(self._folder, self._away)
+        os.symlink(f"{self._away}-secret", self._folder)
+        return found
+
+    def put_back(self) -> None:
+        if os.path.islink(self._folder):
+            os.unlink(self._folder)
+            os.rename(self._away, self._folder)
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("n_bytes", [10, 100_000])
+async def test_a_link_put_there_after_the_look_leads_nowhere(host_world: World, folder: str, n_bytes: int) -> None:
+    """The link's file has the size, time and number of the one that was looked at (a hard link), so only the way tells them apart."""
+    root = await prepare(host_world, folder)
+    os.mkdir(f"{folder}/away-secret")
+    await host_world.disk.write(f"{root}/sub/file", b"x" * n_bytes)
+    os.link(f"{root}/sub/file", f"{folder}/away-secret/file")
+    disk = _RacedDisk(host_world.disk, f"{root}/sub", f"{folder}/away")
+    raced = dataclasses.replace(host_world, disk=cast("Disk", disk))
+    async with serving(host_world, site(raced, root), folder) as server:
+        data = await talk(server, b"GET /f/sub/file HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    disk.put_back()
+
+    assert b"xxxxx" not in data and (n_bytes > 64 << 10 or data.startswith(b"HTTP/1.1 404"))

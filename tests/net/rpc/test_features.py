@@ -402,13 +402,14 @@ async def test_without_heartbeats_nothing_runs_and_silence_is_fine(world: World,
         assert not peer.is_lost
 
 
-async def test_a_server_grants_no_shorter_silence_than_its_own(world: World, folder: str) -> None:
-    async with serve(world, folder, RpcLimits(heartbeat_s=10.0)) as stage:
+@pytest.mark.parametrize(("own_s", "granted_ms"), [(10.0, 10_000), (0.0, 50)], ids=["its own", "any"])
+async def test_a_server_grants_no_shorter_silence_than_its_own(world: World, folder: str, own_s: float, granted_ms: int) -> None:
+    async with serve(world, folder, RpcLimits(heartbeat_s=own_s)) as stage:
         hello = f.encode_hello(f.Hello((1, 1), "eager", "", (), 1))
         async with raw_peer(stage, hello) as peer:
             await peer.wait(lambda: peer.decoder.hello is not None)
             assert peer.decoder.hello is not None
-            assert peer.decoder.hello.heartbeat_ms == 10_000
+            assert peer.decoder.hello.heartbeat_ms == granted_ms
 
 
 async def test_a_ping_is_answered_and_fails_with_its_connection(world: World, folder: str) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+from collections.abc import Callable
 
 import pytest
 
@@ -121,6 +122,28 @@ async def read_to_end(connection: Connection) -> bytes:
     except Disconnected:
         pass
     return found
+
+
+async def test_a_byte_that_comes_with_the_deadline_does_not_lift_it(sim_world: SimWorld) -> None:
+    """Both in one turn of the loop: the timer finds a reader that is woken already, and must not leave it without a deadline."""
+    timers: list[Callable[[], None]] = []
+
+    class Timer:
+        def cancel(self) -> None:
+            timers.clear()
+
+    def call_later(_: float, callback: Callable[[], None]) -> Timer:
+        timers.append(callback)
+        return Timer()
+
+    connection = Connection(TcpLimits(read_s=0.1), call_later)
+    connection.connection_made(asyncio.Transport())
+    reading = asyncio.create_task(connection.readuntil())
+    await asyncio.sleep(0.2)
+    connection.data_received(b"x")
+    timers.pop()()
+    with pytest.raises(DeadlineExceeded):
+        await asyncio.wait_for(reading, 5)
 
 
 async def test_a_peer_that_drips_bytes_has_no_more_time_than_one_that_is_silent(world: World) -> None:

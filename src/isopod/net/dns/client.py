@@ -177,18 +177,18 @@ class _Waiting(asyncio.DatagramProtocol):
 
     def __init__(self, number: int, question: Question) -> None:
         self.answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        self._number = number
+        self._id = number.to_bytes(2, "big")
         self._question = question
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         """Take the answer, if it is one."""
-        if self.answer.done():
+        if self.answer.done() or data[:2] != self._id:  # the id first: a forger's guesses are to cost us nothing
             return
         try:
             message = decode(data)
         except MalformedMessage:
             return
-        if message.id == self._number and message.is_response and self._is_ours(message):
+        if message.is_response and self._is_ours(message):
             self.answer.set_result(message)
 
     def error_received(self, exc: Exception) -> None:

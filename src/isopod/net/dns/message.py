@@ -18,6 +18,8 @@ UDP_BYTES: Final = 1232
 _HEADER: Final = struct.Struct("!HHHHHH")
 _QUESTION: Final = struct.Struct("!HH")
 _RECORD: Final = struct.Struct("!HHIH")
+_POINTERS_MAX: Final = 127
+"""In one name: one before each label is the most that makes sense. Without a bound a chain of them in each record costs seconds."""
 _SRV: Final = struct.Struct("!HHH")
 _U16: Final = struct.Struct("!H")
 _SOA_NUMBERS: Final = struct.Struct("!IIIII")
@@ -193,6 +195,7 @@ def decode_name(data: bytes, offset: int) -> tuple[str, int]:
     """
     labels: list[str] = []
     n_bytes = 1
+    n_pointers = 0
     limit = offset
     behind = -1
     while True:
@@ -202,8 +205,9 @@ def decode_name(data: bytes, offset: int) -> tuple[str, int]:
             _need(data, offset, 2)
             behind = offset + 2 if behind < 0 else behind
             offset = _U16.unpack_from(data, offset)[0] & 0x3FFF
-            if offset >= limit:
-                raise MalformedMessage("a compression pointer does not point back")
+            n_pointers += 1
+            if offset >= limit or n_pointers > _POINTERS_MAX:
+                raise MalformedMessage("a compression pointer does not point back, or too many in a row do")
             limit = offset
         elif length & _POINTER:
             raise MalformedMessage("an unknown kind of label")

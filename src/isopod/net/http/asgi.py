@@ -21,6 +21,7 @@ from typing import Any, Final, Protocol
 from isopod.net.http.asgi_websocket import answer_websocket
 from isopod.net.http.messages import Answer, HeaderPairs, HttpError, Request, Response
 from isopod.runtime.logger import Logger
+from isopod.runtime.waiters import Waiters
 from isopod.world.errors import DeadlineExceeded, Disconnected, RuntimeFailed
 
 Message = MutableMapping[str, Any]
@@ -227,7 +228,7 @@ class _Exchange:
         if kind == "http.response.start" and self._start is None:
             self._start = message
         elif kind == "http.response.body" and self._start is not None:
-            await self._send_body(bytes(message.get("body", b"")), has_more=bool(message.get("more_body", False)))
+            await self._send_body(_as_bytes(message.get("body", b"")), has_more=bool(message.get("more_body", False)))
         else:
             raise RuntimeError(f"{kind} is out of turn")
 
@@ -259,22 +260,22 @@ class _Stream(AsyncIterator[bytes]):
         self._exchange = exchange
         self._piece: bytes | None = None
         self._error: BaseException | None = None
-        self._changed: asyncio.Future[None] | None = None
+        self._changed = Waiters()
         self.is_ended = False
 
     async def put(self, piece: bytes) -> None:
         """Hand over a piece once there is room. Raises OSError if nobody takes any."""
         while self._piece is not None and not self.is_ended:
-            await self._wait()
+            await self._changed.wait()
         if self.is_ended:
             raise OSError("the client is gone")
         self._piece = piece
-        self._wake()
+        self._changed.wake()
 
     def end(self) -> None:
         """No more pieces."""
         self.is_ended = True
-        self._wake()
+        self._changed.wake()
 
     def fail(self, error: BaseException) -> None:
         """Break the stream, unless it has ended."""
@@ -288,25 +289,16 @@ class _Stream(AsyncIterator[bytes]):
                 raise self._error
             if self.is_ended:
                 raise StopAsyncIteration
-            await self._wait()
+            await self._changed.wait()
         piece, self._piece = self._piece, None
-        self._wake()
+        self._changed.wake()
         return piece
 
     async def aclose(self) -> None:
         """Nobody takes pieces any more."""
         self.is_ended = True
         self._exchange.leave()
-        self._wake()
-
-    async def _wait(self) -> None:
-        # Application and connection never wait at once: one waits for a piece, the other for none.
-        self._changed = asyncio.get_running_loop().create_future()
-        await self._changed
-
-    def _wake(self) -> None:
-        if self._changed is not None and not self._changed.done():
-            self._changed.set_result(None)
+        self._changed.wake()
 
 
 class _Lifespan:
@@ -369,6 +361,14 @@ def _headers(start: Message, n_bytes: int | None) -> HeaderPairs:
     pairs = [(bytes(name).decode("latin-1").lower(), bytes(value).decode("latin-1")) for name, value in start.get("headers", ())]
     length = str(n_bytes)
     return tuple([pair for pair in pairs if pair[0] not in _OURS and not (pair[0] == "content-length" and pair[1] == length)])
+
+
+def _as_bytes(body: object) -> bytes:
+    if isinstance(body, bytes):
+        return body
+    if isinstance(body, bytearray | memoryview):
+        return bytes(body)
+    raise TypeError(f"a body is bytes, not {type(body).__name__}")  # `bytes` makes so many zeros of a number
 
 
 def _pair(address: object) -> tuple[str, int] | None:

@@ -21,11 +21,13 @@ _INTERNAL_ERROR: Final = 1011
 
 async def answer_websocket(owner: "Owner", request: Request) -> Answer:
     """Return what an application says to a handshake: an Upgrade, or a 403."""
+    if request.has_body:  # the connection would not switch, whatever the application says
+        return Response.error(400, "a WebSocket's handshake has no body")
     scope = owner.scope(request, "websocket")
     del scope["method"]
     scope["subprotocols"] = [word.strip() for word in request.headers.combined("sec-websocket-protocol").split(",") if word.strip()]
     talk = _Talk(owner)
-    task = owner.spawn(talk.run(scope))
+    task = talk.task = owner.spawn(talk.run(scope))
     try:
         accepted = await talk.accepted
     except BaseException:
@@ -39,6 +41,7 @@ async def answer_websocket(owner: "Owner", request: Request) -> Answer:
     if isinstance(answer, Upgrade):
         extra = ((bytes(name).decode("latin-1"), bytes(value).decode("latin-1")) for name, value in accepted.get("headers", ()))
         answer.headers = (*answer.headers, *extra)
+        talk.expect_socket()
     else:
         task.cancel()
     return answer
@@ -50,6 +53,9 @@ class _Talk:
     def __init__(self, owner: "Owner") -> None:
         loop = asyncio.get_running_loop()
         self.accepted: asyncio.Future[Message | None] = loop.create_future()
+        self.task: asyncio.Task[None] | None = None
+        """The application's."""
+        self._loop = loop
         self._owner = owner
         self._socket: asyncio.Future[WebSocket] = loop.create_future()
         self._ended: asyncio.Future[None] = loop.create_future()
@@ -57,9 +63,27 @@ class _Talk:
         self._is_closed = False
 
     async def carry(self, ws: WebSocket) -> None:
-        """Hand the open connection to the application, and keep it until that has ended."""
+        """Hand the open connection to the application, and keep it until that has ended; if the connection ends first, it gets a while."""
         self._socket.set_result(ws)
-        await self._ended
+        try:
+            await self._ended
+        finally:
+            self._cancel_later()
+
+    def expect_socket(self) -> None:
+        """The application has accepted: if the connection ends before it is handed over, nobody else would tell it."""
+        timer = self._loop.call_later(self._owner.orphan_s, self._on_no_socket)
+        self._socket.add_done_callback(lambda _: timer.cancel())
+
+    def _on_no_socket(self) -> None:
+        if self.task is not None:
+            self.task.cancel()
+
+    def _cancel_later(self) -> None:
+        task = self.task
+        if task is not None and not task.done():
+            timer = self._loop.call_later(self._owner.orphan_s, task.cancel)
+            task.add_done_callback(lambda _: timer.cancel())
 
     async def run(self, scope: dict[str, Any]) -> None:
         """Run the application to its end."""

@@ -83,6 +83,8 @@ class _Request(NamedTuple):
     body: bytes | AsyncIterable[bytes]
     expects_continue: bool = False
     stops_after_head: bool = False
+    withheld: frozenset[str] = frozenset()
+    """Which of the client's own fields are not for this server: another one redirected here."""
 
     @property
     def can_repeat(self) -> bool:
@@ -190,7 +192,8 @@ class HttpClient:
             address: Connect there instead of to the URL's host: a `UnixAddress`, mostly.
             abort: Ends the request, body included, when it aborts.
             follows_redirects: Whether up to `redirects_max` redirects are followed. One that cannot be (a streamed body would have to be
-                sent again, another host while `address` is given) is returned.
+                sent again, another host while `address` is given, from https to http) is returned. Another origin gets no credentials,
+                the client's own ones neither.
             expects_continue: Hold the body back until the server says 100 Continue, or `continue_s`.
             decompresses: Takes the place of the client's own.
             retry: Takes the place of the client's own.
@@ -477,6 +480,8 @@ def _key(url: Url, address: Address | None) -> Key:
 
 def _head(request: _Request, url: Url, defaults: Iterable[tuple[str, str]]) -> bytes:
     """Return the whole head, framing included. Raises InvalidArgument."""
+    if request.withheld:
+        defaults = [pair for pair in defaults if pair[0] not in request.withheld]
     head = request_head(request.method, url, request.headers, defaults)
     body = request.body
     length = _content_length(request)
@@ -517,10 +522,14 @@ def _redirected(request: _Request, exchange: Exchange, url: Url, location: str) 
         method, body, dropped = "GET", b"", _BODY_FIELDS
     elif not request.can_repeat:
         return None
+    if url.is_secure and not target.is_secure:
+        return None
+    withheld = request.withheld
     if target.origin != url.origin:
         dropped |= _CREDENTIALS
+        withheld = _CREDENTIALS
     headers = tuple(pair for pair in request.headers if pair[0].lower() not in dropped)
-    return _Request(method, headers, body, request.expects_continue), target
+    return _Request(method, headers, body, request.expects_continue, withheld=withheld), target
 
 
 def _retry_after_s(exchange: Exchange) -> float:

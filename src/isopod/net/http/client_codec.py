@@ -73,7 +73,7 @@ def request_head(method: str, url: Url, headers: Iterable[tuple[str, str]], defa
         given.append(lowered)
         lines.append(f"{name}: {value}")
     if "host" not in given:
-        lines.insert(1, f"host: {url.authority}")
+        lines.insert(1, f"host: {url.host_field}")
     elif given.count("host") > 1:
         raise InvalidArgument("header name", "host", "may be given once")
     lines.extend(f"{name}: {value}" for name, value in defaults if name not in given)

@@ -183,7 +183,7 @@ class ClientResponse:
         """
         try:
             return msgspec.json.decode(await self.read(), type=kind)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise BadRecord(str(self.url), f"not the JSON that was expected: {error}") from error
 
     def close(self) -> None:

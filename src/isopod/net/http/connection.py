@@ -219,7 +219,8 @@ class HttpConnection(asyncio.Protocol):
         """See `body.Flow`."""
         if self._intake is not None and self._intake.is_expecting:
             self._intake.is_expecting = False
-            self._output.write(CONTINUE)
+            if self._handler_due < inf:  # else the answer has begun, and a 100 would stand in the middle of it
+                self._output.write(CONTINUE)
             self._watch_body()
 
     def pause_body(self) -> None:
@@ -602,7 +603,8 @@ class HttpConnection(asyncio.Protocol):
         """Hand the connection to another protocol."""
         core = self._core
         if not facts.wants_upgrade or (self._intake is not None and not self._intake.is_complete):
-            refusal = HttpError(426, f"this resource speaks {upgrade.protocol}", "ask for it with Connection: upgrade, and no body")
+            hint, fields = "ask for it with Connection: upgrade, and no body", (("upgrade", upgrade.protocol),)
+            refusal = HttpError(426, f"this resource speaks {upgrade.protocol}", hint, headers=fields)
             self._write_reply(self._reply(request, core.failure(request, refusal), facts))
             return
         try:

@@ -24,6 +24,8 @@ from isopod.world.errors import IsopodError
 from isopod.world.world import World
 
 PUBLISH_S: Final = 1.0
+LOOK_S: Final = 0.05
+"""How often a full server looks whether upgraded connections have ended."""
 STATUS_CLASSES: Final = ("1xx", "2xx", "3xx", "4xx", "5xx")
 DURATION_BOUNDS_S: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _QUICK_NS: Final = 100_000
@@ -104,7 +106,9 @@ class Tally:
             *responses,
             registry.counter("isopod_http_connections_accepted_total", "Connections accepted.", listener=listener),
             registry.counter("isopod_http_connections_rejected_total", "Connections over the limit.", listener=listener),
-            registry.counter("isopod_http_requests_refused_total", "Requests that broke the protocol, a bound or a time-out.", listener=listener),
+            registry.counter(
+                "isopod_http_requests_refused_total", "Requests that broke the protocol, a bound or a time-out.", listener=listener
+            ),
             registry.counter("isopod_http_upgrades_total", "Connections handed to another protocol.", listener=listener),
             registry.counter("isopod_http_received_bytes_total", "Bytes received.", listener=listener),
             registry.counter("isopod_http_sent_bytes_total", "Bytes sent.", listener=listener),
@@ -201,6 +205,7 @@ class Core:
         self._group = group
         self._date = b""
         self._publishing: WheelTimer | None = None
+        self._look_at_s = 0.0
         self._n_given = 0
 
     # -- time ------------------------------------------------------------------------------------------------------------------------
@@ -244,7 +249,9 @@ class Core:
     def is_full(self) -> bool:
         """Whether one more connection would be too many."""
         n_max = self.limits.connections_max
-        if len(self.connections) + len(self.upgraded) >= n_max:
+        if len(self.connections) + len(self.upgraded) >= n_max and self.time() >= self._look_at_s:
+            # Not for each connection of a flood: looking at ten thousand takes a millisecond.
+            self._look_at_s = self.time() + LOOK_S
             self.forget_closed()
         return len(self.connections) + len(self.upgraded) >= n_max
 

@@ -2,7 +2,7 @@
 
 Header blocks are cached by their tuple of fields: most responses of a server share a few. Refused here, because it would let a value end
 the head or contradict the framing: names that are no token; CR, LF, NUL and what latin-1 lacks in values; Transfer-Encoding, Keep-Alive,
-Upgrade, and Connection other than "close".
+Upgrade (but in a 426, which must name the protocol), and Connection other than "close".
 Source: RFC 9110 sections 5.1, 5.5 and 6.6.1 (Date), RFC 9112 sections 6 and 7.
 """
 
@@ -66,6 +66,21 @@ class Blocks:
                 if found.content_length is None and not found.has_date and not found.wants_close:
                     self._plain[headers] = found.lines + b"\r\n"
         return found
+
+
+def take_upgrade(headers: HeaderPairs) -> tuple[HeaderPairs, bytes]:
+    """Return the fields of a 426 without Upgrade, and the lines that say it (RFC 9110 sections 7.8 and 15.5.22).
+
+    Raises:
+        InvalidArgument: A value cannot be sent.
+    """
+    protocols = [value for name, value in headers if name.lower() == "upgrade"]
+    if not protocols:
+        return headers, b""
+    wanted = ", ".join(protocols)
+    check_field("x", wanted)
+    others = tuple(pair for pair in headers if pair[0].lower() != "upgrade")
+    return others, f"connection: upgrade\r\nupgrade: {wanted}\r\n".encode("latin-1")
 
 
 def encode_block(headers: HeaderPairs) -> Block:

@@ -197,7 +197,7 @@ class Request:
             return msgspec.json.decode(data, type=type)
         except msgspec.ValidationError as error:
             raise HttpError(422, f"the body does not fit: {error}") from error
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:  # not UTF-8; nested without end
             raise HttpError(400, f"the body is not JSON: {error}") from error
 
     def transport_info(self, name: str) -> Any:

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterable, AsyncIterator
 from typing import Final, Literal, NamedTuple, Protocol, Self
 
 from isopod.net.http.core import Core
-from isopod.net.http.encode import LAST_CHUNK, Block, check_field, encode_block
+from isopod.net.http.encode import LAST_CHUNK, Block, check_field, encode_block, take_upgrade
 from isopod.net.http.messages import Request, Response, Upgrade
 from isopod.net.http.static import FilePart
 from isopod.net.http.status import status_line
@@ -29,6 +29,7 @@ YIELD_BYTES: Final = 64 << 10
 FILE_PIECE_FACTOR: Final = 4
 """A piece of a file that the kernel sends may take this many times `HttpLimits.write_s`."""
 _NO_LENGTH: Final = frozenset((204, 304))
+_UPGRADE_REQUIRED: Final = 426
 
 Framing = Literal["whole", "length", "chunked", "close", "none"]
 
@@ -89,7 +90,10 @@ class Reply(NamedTuple):
         status, body = response.status, response.body
         if not 200 <= status < 600:
             raise BugError(f"status {status} is not one of a response")
-        block = core.blocks.encode(response.headers)
+        headers, upgrade_lines = response.headers, b""
+        if status == _UPGRADE_REQUIRED:
+            headers, upgrade_lines = take_upgrade(headers)
+        block = core.blocks.encode(headers)
         is_last = is_last or block.wants_close
         if isinstance(body, bytearray | memoryview):
             body = bytes(body)
@@ -110,6 +114,7 @@ class Reply(NamedTuple):
             (
                 status_line(status) if block.has_date else core.prefix(status),
                 _framing_lines(status, content_length, is_old=facts.version == "1.0", is_last=is_last),
+                upgrade_lines,
                 block.lines,
                 b"\r\n",
             )

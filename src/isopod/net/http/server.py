@@ -11,6 +11,7 @@ task of the server's scheduling group, which is cancelled when its client goes.
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 from isopod.net.http.connection import HttpConnection
@@ -92,6 +93,7 @@ class HttpServer:
         self._core: Core | None = None
         self._listeners: list[HttpListener] = []
         self._gone = Waiters()
+        self._unhook: Callable[[], None] = _nothing
 
     @property
     def listeners(self) -> tuple[HttpListener, ...]:
@@ -178,6 +180,7 @@ class HttpServer:
             await listener.close()
         await self._cut(core)
         core.publish()
+        self._unhook()
         core.is_closed = True
         core.wheel.close()
 
@@ -185,7 +188,13 @@ class HttpServer:
         if self._core is None:
             self._core = Core(self._world, self._handler, logger=self._logger, limits=self._limits, group=self._group)
             self._core.on_gone = self._gone.wake
+            self._unhook = self._metrics.before_snapshot(self._publish)
         return self._core
+
+    def _publish(self) -> None:
+        """Bring the counts up to date for a snapshot; for others that read the pages the core does so once a second."""
+        if self._core is not None:
+            self._core.publish()
 
     async def _wait_gone(self, core: Core) -> None:
         while core.connections or core.upgraded:
@@ -213,3 +222,7 @@ class HttpServer:
 
 def _name(address: Address) -> str:
     return f"unix:{address.path}" if isinstance(address, UnixAddress) else f"{address.host}:{address.port}"
+
+
+def _nothing() -> None:
+    """Take off a hook that was never set."""

@@ -3,8 +3,8 @@
     router.get("/static/*path", static_files(world, "/srv/www"))
 
 Only regular files are served, and only what stands in the folder itself: names that begin with a dot, symbolic links anywhere on the
-way, "..", and folders (unless `index` names a file to serve for them) are not found. Who may write into the folder is trusted: between
-looking at a path and opening it a link could be put there.
+way, "..", and folders (unless `index` names a file to serve for them) are not found. Files are opened by `Disk.open_file_beneath`, so that
+a link put into the folder between the look and the opening leads nowhere either.
 
 GET and HEAD; conditions (ETag, Last-Modified), single and several ranges. Small files are read at once; larger ones go from the disk
 to the socket by `Disk.send_file`. A file that changes while it is sent breaks the connection, so that nobody takes a mixture for whole.
@@ -12,6 +12,7 @@ Source: RFC 9110 sections 13 to 15.
 """
 
 import asyncio
+import errno
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from posixpath import splitext
 from typing import Final
@@ -28,6 +29,8 @@ PIECE_BYTES: Final = 256 << 10
 """A larger one is read, or sent by the kernel, in pieces of this size."""
 PATH_PARTS_MAX: Final = 64
 NAME_BYTES_MAX: Final = 255
+_NOT_FOUND: Final = frozenset((errno.ELOOP, errno.EXDEV, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ENXIO))
+"""What opening tells of a link, or of what is no file."""
 _SECOND_NS: Final = 1_000_000_000
 _DEFAULT_TYPE: Final = "application/octet-stream"
 _TYPES: Final = {
@@ -75,16 +78,22 @@ class FilePart(AsyncIterable[bytes]):
 
     Args:
         disk: Where the file is.
-        path: Its path.
+        root: The folder that it must not lead out of.
+        path: Its path in there.
         facts: What it was when the head was written: it must still be that.
         span: Which bytes.
     """
 
-    def __init__(self, disk: Disk, path: str, facts: FileStat, span: Span) -> None:
+    def __init__(self, disk: Disk, root: str, path: str, *, facts: FileStat, span: Span) -> None:
         self._disk = disk
+        self._root = root
         self._path = path
         self._facts = facts
         self._span = span
+
+    async def check(self) -> None:
+        """Open and close it: a HEAD is answered as a GET would be. Raises as `send`."""
+        (await self._open()).close()
 
     async def send(self, transport: asyncio.Transport, piece_s: float, on_sent: Callable[[int], None]) -> None:
         """Send it over a connection, past Python where it can be done.
@@ -127,9 +136,9 @@ class FilePart(AsyncIterable[bytes]):
             file.close()
 
     async def _open(self) -> DataFile:
-        file = await self._disk.open_file(self._path)
+        file = await self._disk.open_file_beneath(self._root, self._path)
         try:
-            now = await self._disk.stat(self._path)
+            now = await self._disk.stat(f"{self._root}/{self._path}")
             if now is None or _identity(now) != _identity(self._facts):
                 raise self._changed()
         except BaseException:
@@ -138,7 +147,7 @@ class FilePart(AsyncIterable[bytes]):
         return file
 
     def _changed(self) -> BadRecord:
-        return BadRecord(self._path, "the file changed while it was sent")
+        return BadRecord(f"{self._root}/{self._path}", "the file changed while it was sent")
 
 
 class static_files:  # noqa: N801 - used as a function is, a class for its state
@@ -164,7 +173,7 @@ class static_files:  # noqa: N801 - used as a function is, a class for its state
         shows_hidden: bool = False,
     ) -> None:
         self._world = world
-        self._root = root.rstrip("/")
+        self._root = root.rstrip("/") or "/"
         self._index = index
         self._extra: HeaderPairs = (("cache-control", cache_control),) if cache_control else ()
         self._param = param
@@ -182,10 +191,12 @@ class static_files:  # noqa: N801 - used as a function is, a class for its state
         except FileNotFoundError:
             return Response.error(404, "no such file")
         except OSError as error:
+            if error.errno in _NOT_FOUND:
+                return Response.error(404, "no such file")
             raise from_os_error(error, "read", request.raw_path) from error
 
     async def _find(self, path: str) -> tuple[str, FileStat] | None:
-        """Return where a path leads and what is there, None if that is not for the public."""
+        """Return where in the folder a path leads and what is there, None if that is not for the public."""
         parts = path.split("/") if path else []
         is_folder = not parts or parts[-1] == ""
         if is_folder:
@@ -195,10 +206,10 @@ class static_files:  # noqa: N801 - used as a function is, a class for its state
             parts.append(self._index)
         if len(parts) > PATH_PARTS_MAX or not all(self._is_public(part) for part in parts):
             return None
-        place, facts = self._root, None
+        place, facts = "", None
         for number, part in enumerate(parts, 1):
-            place = f"{place}/{part}"
-            facts = await self._world.disk.stat(place)
+            place = f"{place}/{part}" if place else part
+            facts = await self._world.disk.stat(f"{self._root}/{place}")
             if facts is None or facts.is_symlink or facts.is_directory is (number == len(parts)):
                 return None
         return (place, facts) if facts is not None else None
@@ -235,9 +246,10 @@ class static_files:  # noqa: N801 - used as a function is, a class for its state
         return self._parts(path, facts, spans, kind=kind, headers=headers)
 
     async def _part(self, request: Request, path: str, facts: FileStat, *, span: Span, status: int, headers: HeaderPairs) -> Response:
+        part = FilePart(self._world.disk, self._root, path, facts=facts, span=span)
         if request.method == "HEAD":
+            await part.check()
             return Response(status, (*headers, ("content-length", str(span.n_bytes))))
-        part = FilePart(self._world.disk, path, facts, span)
         body: Body = part
         if span.n_bytes <= WHOLE_BYTES_MAX:
             body = b"".join([piece async for piece in part])
@@ -256,7 +268,7 @@ class static_files:  # noqa: N801 - used as a function is, a class for its state
         async def body() -> AsyncIterator[bytes]:
             for frame, span in zip(frames, spans, strict=True):
                 yield frame
-                async for piece in FilePart(self._world.disk, path, facts, span):
+                async for piece in FilePart(self._world.disk, self._root, path, facts=facts, span=span):
                     yield piece
                 yield b"\r\n"
             yield end

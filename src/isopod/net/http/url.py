@@ -18,7 +18,8 @@ URL_CHARS_MAX: Final = 16 << 10
 _KNOWN_MAX: Final = 1024
 """How many URLs are remembered: a client asks for the same ones again and again."""
 _KEPT: Final = "/%:=&?~+!$,;'@()*[]-._|"
-_CONTROL: Final = re.compile(r"[\x00-\x20\x7f]")
+_CONTROL: Final = re.compile(r"[\x00-\x20\x7f\ud800-\udfff]")
+"""And halves of surrogate pairs, which no encoding can say."""
 _HOST: Final = re.compile(r"[A-Za-z0-9_.~-]+|[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]+)?")
 _CLEAN: Final = re.compile(r"[A-Za-z0-9/%:=&?~+!$,;'@()*\[\]._|-]*")
 
@@ -47,6 +48,11 @@ class Url(NamedTuple):
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == PORTS[self.scheme] else f"{host}:{self.port}"
 
+    @property
+    def host_field(self) -> str:
+        """The authority as others may see it: the zone of a link-local address means something on this machine alone (RFC 6874)."""
+        return re.sub(r"%[^\]]*\]", "]", self.authority) if "%" in self.host else self.authority
+
     def __str__(self) -> str:
         return f"{self.scheme}://{self.authority}{self.target}"
 
@@ -71,7 +77,7 @@ def parse_url(text: str, *, schemes: tuple[str, ...] = _WEB) -> Url:
     if len(text) > URL_CHARS_MAX:
         raise InvalidArgument("URL", text[:60] + "...", f"longer than {URL_CHARS_MAX} characters")
     if _CONTROL.search(text):
-        raise InvalidArgument("URL", text, "holds spaces or control characters", "percent-encode them")
+        raise InvalidArgument("URL", ascii(text)[1:-1], "holds spaces or control characters", "percent-encode them")
     try:
         parts = urlsplit(text)
         port = parts.port
@@ -86,10 +92,15 @@ def parse_url(text: str, *, schemes: tuple[str, ...] = _WEB) -> Url:
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     if not _CLEAN.fullmatch(target):
         target = quote(target, safe=_KEPT)
-    return Url(parts.scheme, _host(parts.hostname or "", text), port or PORTS[parts.scheme], target)
+    host = _host(parts.hostname or "", text)
+    if "[" in parts.netloc and ":" not in host:
+        raise InvalidArgument("URL", text, "there is no IPv6 address in its brackets")
+    return Url(parts.scheme, host, port or PORTS[parts.scheme], target)
 
 
 def _host(name: str, text: str) -> str:
+    if ":" in name:
+        name = name.replace("%25", "%", 1)  # RFC 6874: the zone of a link-local address
     if not name.isascii():
         try:
             name = name.encode("idna").decode("ascii")

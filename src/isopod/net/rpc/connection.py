@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Final, Protocol, cast
 
 from isopod.net.rpc.heartbeat import Heartbeat
-from isopod.net.rpc.limits import RpcLimits
+from isopod.net.rpc.limits import HEARTBEAT_S_MIN, RpcLimits
 from isopod.runtime.waiters import Waiters
 from isopod.wire import frames as f
 from isopod.wire.compression import THRESHOLD_BYTES, Zstd
@@ -398,7 +398,7 @@ class Connection(asyncio.Protocol):
                 self._plain_max = THRESHOLD_BYTES
         heartbeat_ms = (ours if self._is_server else theirs).heartbeat_ms
         if heartbeat_ms:
-            self._heartbeat.start(heartbeat_ms / 1000)
+            self._heartbeat.start(max(heartbeat_ms / 1000, HEARTBEAT_S_MIN))
 
     def _set_encoding(self, encoding: f.Encoding) -> None:
         self._encode, self._plain_max = (f.encode_msgpack, f.FRAME_BYTES_MAX) if encoding == "msgpack" else (f.encode_json, _JSON_PLAIN_MAX)

@@ -2,6 +2,8 @@
 
 from typing import Final, NamedTuple
 
+HEARTBEAT_S_MIN: Final = 0.05
+"""No peer gets more frequent looks, whatever it asks for or grants: each costs a timer on every connection."""
 HEARTBEATS_MISSED_MAX: Final = 3
 """A peer that was silent for so many intervals, asked in each, is dead."""
 
@@ -23,7 +25,7 @@ class RpcLimits(NamedTuple):
     hello_timeout_s: float = 5.0
     write_high_water_bytes: int = 256 << 10
     heartbeat_s: float = 0.0
-    """A client asks for so short a silence, 0 for any; a server grants no shorter one than this."""
+    """A client asks for so short a silence, 0 for any; a server grants no shorter one than this (nor than 50 ms)."""
     close_grace_s: float = 1.0
     """How long a closed connection may take to hand its last bytes to the peer."""
     cancel_grace_s: float = 5.0

@@ -18,7 +18,7 @@ import msgspec
 from isopod.net.rpc.call import AnyCall, AnyHandler, AnyMethod, Call, Handler
 from isopod.net.rpc.codec import Codec
 from isopod.net.rpc.connection import VERSIONS
-from isopod.net.rpc.limits import RpcLimits
+from isopod.net.rpc.limits import HEARTBEAT_S_MIN, RpcLimits
 from isopod.net.rpc.reflection import REFLECT, Reflector
 from isopod.net.rpc.session import METHOD_CHARS_MAX, Session, shutting_down
 from isopod.net.rpc.verbs import Meter, Verb
@@ -194,7 +194,8 @@ class Server:
         """Return the answer to a client's hello, None if it never came."""
         if theirs is None:
             return f.Hello(VERSIONS, self.peer)
-        heartbeat_ms = max(theirs.heartbeat_ms, round(self.limits.heartbeat_s * 1000)) if theirs.heartbeat_ms else 0
+        least_ms = round(max(self.limits.heartbeat_s, HEARTBEAT_S_MIN) * 1000)
+        heartbeat_ms = max(theirs.heartbeat_ms, least_ms) if theirs.heartbeat_ms else 0
         table = self.reflector.table if "reflect" in self.features and "reflect" in theirs.features else ""
         return f.Hello(VERSIONS, self.peer, "", self.features, heartbeat_ms, table)
 

@@ -331,10 +331,19 @@ class Connection(asyncio.Protocol):
         else:
             reader.set_exception(DeadlineExceeded(f"reading from {self._peer}", self.limits.read_s))
 
+    def _watch_again(self) -> None:
+        """The timer fired while bytes were on their way to the reader, who now waits for more."""
+        left_s = self._deadline_s - asyncio.get_running_loop().time()
+        if left_s <= 0:
+            raise DeadlineExceeded(f"reading from {self._peer}", self.limits.read_s)
+        self._watch = self._call_later(left_s, self._on_watch)
+
     async def _wait_more(self) -> None:
         """Wait for something to happen: more bytes, the end, or the deadline."""
         if self._is_lost:
             raise self._gone()
+        if self._watch is None and self.limits.read_s:
+            self._watch_again()
         if self._is_paused and not self.transport.is_closing():
             self._is_paused = False
             self.transport.resume_reading()

@@ -31,7 +31,7 @@ from isopod.world.disk import (
 )
 from isopod.world.errors import BadArchive
 from isopod.world.host import files, libc, sendfile, uring
-from isopod.world.host.files_data import HostDataFile, open_data_file
+from isopod.world.host.files_data import HostDataFile, open_data_file, open_data_file_beneath
 from isopod.world.host.files_io import FileIo, ThreadIo
 from isopod.world.host.inotify import FolderWatch
 from isopod.world.host.mapped import map_file
@@ -92,6 +92,10 @@ class HostDisk:
     async def open_file(self, path: str, flags: OpenFlags = OpenFlags(), *, mode: int = 0o600) -> HostDataFile:  # noqa: B008 - a tuple
         """See `Disk.open_file`."""
         return open_data_file(path, flags, mode, io=self._data_io(), workers=self._workers)
+
+    async def open_file_beneath(self, root: str, path: str) -> HostDataFile:
+        """See `Disk.open_file_beneath`."""
+        return open_data_file_beneath(root, path, io=self._data_io(), workers=self._workers)
 
     async def map_file(self, path: str, *, write: bool = False) -> MappedBytes:
         """See `Disk.map_file`."""

@@ -15,6 +15,7 @@ from isopod.world.disk import Alignment
 
 PAGE_BYTES: Final = mmap.PAGESIZE
 UNITS: Final = (512, PAGE_BYTES)
+NOT_DIRECT: Final = Alignment(False, 1, 1, "not asked for")
 _STATX_DIOALIGN: Final = 0x2000
 _STATX_BYTES: Final = 256
 _ALIGNMENT: Final = struct.Struct("=II")
@@ -37,7 +38,7 @@ def open_aligned(path: str, flags: int, mode: int, *, direct: bool) -> tuple[int
         The descriptor and what its operations must keep to.
     """
     if not direct:
-        return os.open(path, flags, mode), Alignment(False, 1, 1, "not asked for")
+        return os.open(path, flags, mode), NOT_DIRECT
     try:
         fd = os.open(path, flags | os.O_DIRECT, mode)
     except OSError as error:

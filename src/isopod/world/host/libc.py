@@ -5,6 +5,7 @@ They stay here, and out of the Rust core, because each is one call without a loo
 
 import ctypes
 import errno
+import functools
 import os
 from typing import Final
 
@@ -12,6 +13,8 @@ CLONE_FS: Final = 0x200
 SYS_OPENAT2: Final = 437
 """The same on every architecture, as all calls added since Linux 5.1."""
 RESOLVE_NO_MAGICLINKS: Final = 0x02
+RESOLVE_NO_SYMLINKS: Final = 0x04
+RESOLVE_BENEATH: Final = 0x08
 RESOLVE_IN_ROOT: Final = 0x10
 N_RACES_MAX: Final = 32
 
@@ -26,7 +29,20 @@ def open_in_root(root_fd: int, path: str, flags: int) -> int:
     Raises:
         OSError: EAGAIN if renames under it raced with each of many attempts: the kernel would rather fail than lead outside.
     """
-    how = _OpenHow(flags | os.O_CLOEXEC, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+    return _openat2(root_fd, path, flags, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+
+
+def open_beneath(root_fd: int, path: str, flags: int) -> int:
+    """Open `path`, which is relative, inside the folder `root_fd` without following any symlink; return the descriptor, close-on-exec.
+
+    Raises:
+        OSError: ELOOP for a symlink, EXDEV for what leads outside, EAGAIN as `open_in_root`.
+    """
+    return _openat2(root_fd, path, flags, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS)
+
+
+def _openat2(root_fd: int, path: str, flags: int, resolve: int) -> int:
+    how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
     libc = _libc()
     for _ in range(N_RACES_MAX):
         fd: int = libc.syscall(SYS_OPENAT2, root_fd, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
@@ -66,6 +82,7 @@ def unshare_file_system_state() -> None:
         raise _last_error("unshare(CLONE_FS)")
 
 
+@functools.cache
 def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
 

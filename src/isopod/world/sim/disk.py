@@ -148,6 +148,19 @@ class SimDisk:
         inode = open_inode(self.view, path, flags, mode)
         return SimDataFile(self, self._loop, inode, path, flags=flags)
 
+    async def open_file_beneath(self, root: str, path: str) -> SimDataFile:
+        """Open a file inside a folder for reading, following no symlink below it."""
+        await self._call()
+        parts = path.split("/")
+        if path.startswith("/") or ".." in parts:
+            fail(errno.EXDEV, path)
+        inside = View(self.view.folder(root))
+        for n in range(1, len(parts) + 1):
+            if inside.node("/" + "/".join(parts[:n]), follow=False).inode.kind == "symlink":
+                fail(errno.ELOOP, path)
+        inode = open_inode(inside, "/" + path, OpenFlags(), 0)
+        return SimDataFile(self, self._loop, inode, f"{root}/{path}", flags=OpenFlags())
+
     async def map_file(self, path: str, *, write: bool = False) -> SimMapping:
         """Map a file that is not empty."""
         await self._call()

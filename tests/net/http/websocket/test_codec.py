@@ -323,3 +323,24 @@ def test_deflate_answers() -> None:
     assert read_answer(DeflateParameters(True, False, 12, 9).header()) == DeflateParameters(True, False, 12, 9)
     assert read_answer("permessage-deflate; client_max_window_bits") is None
     assert read_answer("permessage-deflate, foo") is None
+
+
+def final_block(data: bytes) -> bytes:
+    """Return deflated data that ends with a final block, and RFC 7692's zero byte behind it (section 7.2.3.4)."""
+    packer = zlib.compressobj(wbits=-15)
+    return packer.compress(data) + packer.flush() + b"\0"
+
+
+def test_a_final_block_ends_a_message() -> None:
+    decoder = c.Decoder(expects_mask=True, message_bytes_max=MAX, deflate=Deflate(DeflateParameters(), is_client=False))
+    packed = final_block(b"hello")
+    assert decoder.feed(frame(1, packed, rsv=4)) == ["hello"]
+    assert decoder.feed(frame(1, packed, rsv=4, fin=False) + frame(0)) == ["hello"]
+    assert decoder.feed(frame(1, packed[:-1], rsv=4, fin=False) + frame(0, b"\0")) == ["hello"]
+
+
+def test_what_follows_a_final_block_is_not_kept() -> None:
+    """zlib would collect it, in fragment after fragment, outside of every bound."""
+    decoder = c.Decoder(expects_mask=True, message_bytes_max=MAX, deflate=Deflate(DeflateParameters(), is_client=False))
+    assert decoder.feed(frame(1, final_block(b"hello"), rsv=4, fin=False)) == []
+    assert failure(decoder.feed(frame(0, b"x" * 60_000, fin=False))) == c.INVALID_DATA

@@ -55,6 +55,7 @@ async def test_handshakes_that_are_refused(world: World, request_bytes: bytes, s
         assert peer.status == status
         if b"Version: 8" in request_bytes:
             assert b"\r\nsec-websocket-version: 13\r\n" in peer.head.lower()
+        assert (b"\r\nupgrade: websocket\r\n" in peer.head.lower()) is (status == 426)  # RFC 9110 section 15.5.22
 
 
 @pytest.mark.parametrize(

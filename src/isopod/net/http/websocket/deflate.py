@@ -85,6 +85,9 @@ class Deflate:
             raise ValueError(f"a compressed message is damaged: {error}") from None
         if len(data) > n_bytes_max:
             raise TooLong
+        # Behind a final block (BFINAL) comes a zero byte, and our tail; zlib would keep whatever else a peer sends there, without bound.
+        if len(self._inflater.unused_data) > 1 + len(_TAIL):
+            raise ValueError("a compressed message goes on behind its end")
         if is_last and (not self._keeps_in or self._inflater.eof):
             self._inflater = zlib.decompressobj(-self._window_in)
         return data

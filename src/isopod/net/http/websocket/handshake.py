@@ -19,6 +19,8 @@ from isopod.world.errors import ProtocolViolation
 VERSION: Final = "13"
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _KEY_BYTES: Final = 16
+_SPEAKS: Final[HeaderPairs] = (("upgrade", "websocket"),)
+"""What a 426 must say (RFC 9110 section 15.5.22)."""
 DEFLATE_OFFER: Final = f"{DEFLATE}; client_max_window_bits"
 
 
@@ -52,11 +54,11 @@ def accept(request: Request, *, subprotocols: Sequence[str], origins: Sequence[s
     if request.method != "GET":
         raise HttpError(405, "a WebSocket begins with GET", headers=(("allow", "GET"),))
     if request.version != "1.1" or "websocket" not in _words(headers.combined("upgrade")):
-        raise HttpError(426, "this is a WebSocket", "connect with ws:// or wss://")
+        raise HttpError(426, "this is a WebSocket", "connect with ws:// or wss://", headers=_SPEAKS)
     if "upgrade" not in _words(headers.combined("connection")):
         raise HttpError(400, "Connection does not say Upgrade")
     if headers.get_all("sec-websocket-version") != [VERSION]:
-        raise HttpError(426, "only version 13 is spoken", headers=(("sec-websocket-version", VERSION),))
+        raise HttpError(426, "only version 13 is spoken", headers=(*_SPEAKS, ("sec-websocket-version", VERSION)))
     keys = headers.get_all("sec-websocket-key")
     if len(keys) != 1 or not _is_key(keys[0]):
         raise HttpError(400, "Sec-WebSocket-Key is not 16 bytes in base64")
