@@ -156,7 +156,7 @@ def _count_objects(look: Look) -> None:
         kind = type(item)
         name = f"{kind.__module__}.{kind.__qualname__}"
         counts[name] += 1
-        if isinstance(item, asyncio.BaseTransport):
+        if isinstance(item, asyncio.BaseTransport) or kind.__name__.endswith("Transport"):  # uvloop's are none of asyncio's
             look.transports += 1
         elif isinstance(item, asyncio.BaseProtocol):
             look.protocols += 1

@@ -4,19 +4,29 @@ import http.client
 import os
 import socket
 import statistics
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
 from benchmarks._soak_shared import Look
 
 ADMIN_S: Final = 30.0
+CLOSING_S: Final = 0.1
+"""Between asking and counting descriptors: the server may still have to close the connection it was asked on."""
 MIB: Final = 1 << 20
 _KIB: Final = 1024
-_STATE, _PARENT, _SESSION = 0, 1, 3
+_PARENT, _STARTED = 1, 19
 """Fields of /proc/PID/stat behind the name."""
+
+
+class Member(NamedTuple):
+    """A process, told from a later one of the same number by its start."""
+
+    pid: int
+    started: int
 
 
 class Process(msgspec.Struct, frozen=True):
@@ -37,26 +47,33 @@ class Sample(msgspec.Struct, frozen=True):
     at_s: float
     processes: tuple[Process, ...]
     looks: tuple[Look, ...]
-    n_children: int
-    """All processes of the session but the first."""
+    members: tuple[Member, ...]
+    """All processes of the program, the first one first."""
 
     def process(self, pid: int) -> Process | None:
         """Return one of them."""
         return next((process for process in self.processes if process.pid == pid), None)
 
 
-def members(session: int) -> list[int]:
-    """Return the processes of a session that live, by number."""
-    found = []
+def family(pid: int) -> list[Member]:
+    """Return a process and all below it, zombies too: nobody waited for them. Sessions and groups do not tell: shards have their own."""
+    parents: dict[int, list[Member]] = {}
+    found: list[Member] = []
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(fields[_SESSION]) == session:  # zombies too: nobody waited for them
-                found.append(int(entry.name))
-    return sorted(found)
+        if entry.name.isdigit() and (fields := _fields(int(entry.name))):
+            member = Member(int(entry.name), int(fields[_STARTED]))
+            parents.setdefault(int(fields[_PARENT]), []).append(member)
+            if member.pid == pid:
+                found.append(member)
+    for member in found:  # grows while it is gone through
+        found += parents.get(member.pid, [])
+    return found
+
+
+def lives(member: Member) -> bool:
+    """Return whether that very process is still there, be it as a zombie."""
+    fields = _fields(member.pid)
+    return bool(fields) and int(fields[_STARTED]) == member.started
 
 
 def process(pid: int) -> Process | None:
@@ -92,12 +109,12 @@ def looks(folder: Path, *, deep: bool) -> tuple[Look, ...]:
         connection.close()
 
 
-def sample(folder: Path, session: int, at_s: float, *, deep: bool) -> Sample:
+def sample(folder: Path, pid: int, at_s: float, *, deep: bool) -> Sample:
     """Look at the program from inside and outside."""
     seen = looks(folder, deep=deep)
-    pids = members(session)
-    found = [process(pid) for pid in sorted({look.pid for look in seen})]
-    return Sample(at_s, tuple(each for each in found if each is not None), seen, len(pids) - 1)
+    time.sleep(CLOSING_S)
+    found = [process(each) for each in sorted({look.pid for look in seen})]
+    return Sample(at_s, tuple(each for each in found if each is not None), seen, tuple(family(pid)))
 
 
 def slope_per_min(points: Sequence[tuple[float, float]]) -> float:
@@ -145,6 +162,14 @@ class _Unix(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(ADMIN_S)
         self.sock.connect(self._path)
+
+
+def _fields(pid: int) -> list[str]:
+    """Return the fields of /proc/PID/stat behind the name, none if the process is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 def _sizes(path: Path) -> dict[str, int]:

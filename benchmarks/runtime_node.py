@@ -148,7 +148,7 @@ def _scrape(endpoint: Path, count: int) -> None:
 
 
 def _family(pid: int) -> list[int]:
-    """Return a process and its shards: its children that run the same program."""
+    """Return a process and its children: shards, each of which is the leader of a session of its own."""
     found = [pid]
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -180,8 +180,13 @@ def _pss_bytes(pid: int) -> int:
 
 
 def _loaded_us(n_shards: int, seconds: int) -> float:
-    server = runtime_http.Server("", lambda port: [sys.executable, "-m", "benchmarks.runtime_node", "serve", str(n_shards), str(port)])
-    return runtime_http._measure(server, (), seconds).cpu_us
+    port = runtime_http._free_port()
+    argv = [sys.executable, "-m", "benchmarks.runtime_node", "serve", str(n_shards), str(port)]
+    with runtime_http._running(argv, port, os.environ | {"PYTHONPATH": f"{PROJECT / 'src'}:{PROJECT}"}) as pid:
+        runtime_http._wrk(port, (), 1)
+        before_ns = _cpu_ns(pid)
+        n_requests = runtime_http._wrk(port, (), seconds)
+        return (_cpu_ns(pid) - before_ns) / n_requests / 1000
 
 
 async def service(smp: Smp) -> Callable[[], object]:

@@ -55,6 +55,8 @@ KILL_SHARD_S: Final = 60.0
 START_S: Final = 30.0
 QUIET_S: Final = 30.0
 """How long the server may take to be idle again: its longest limit is 5 s, and the machine may be busy with other things."""
+N_SAME: Final = 5
+"""So many looks, half a second apart, must be like the one before until it counts as idle."""
 STOP_S: Final = 20.0
 CLIENT_GRACE_S: Final = 90.0
 """How long clients may take beyond their time: a session ends when it is through."""
@@ -98,6 +100,8 @@ class Soak:
         self.reports: list[Report] = []
         self.bad: Counter[str] = Counter()
         self.kills: list[float] = []
+        self.members: dict[watch.Member, None] = {}
+        """All processes of the server that were ever seen."""
         self.n_clients_killed = 0
         self.random = random.Random(3)
         self.ports = Ports(0, 0, 0, 0)
@@ -171,17 +175,21 @@ class Soak:
     def _quieten(self, server: "subprocess.Popen[bytes]", name: str, idle: Sample | None) -> Sample:
         """Wait until the server is as idle as it was; report what is not."""
         until_s = time.monotonic() + QUIET_S
-        last: list[str] = []
+        last, look = ["it answered no look"], None
         n_same, before = 0, None
-        while True:
+        while time.monotonic() < until_s and (last or n_same < N_SAME):
             time.sleep(0.5)
-            look = self._sample(server, deep=True)
+            try:
+                look = self._sample(server, deep=True)
+            except OSError as error:  # of a shard that is being started again; or the server hangs
+                last = [f"no look: {error}"]
+                continue
             state = [watch.counts(each, look.process(each.pid)) | _deep(each) for each in look.looks]
             n_same = n_same + 1 if state == before else 0
             before = state
             last = _differences(idle, look) if idle is not None else _not_idle(look)
-            if (not last and n_same >= 2) or time.monotonic() > until_s:
-                break
+        if look is None:
+            raise SystemExit(f"{name}: {last[0]}; the log ends: {self._log_end()}")
         self.reasons += [f"{name}: {difference}" for difference in last]
         self._print(name, look)
         return look
@@ -205,7 +213,7 @@ class Soak:
             return
         if status != 0:
             self.reasons.append(f"it ended with {status}")
-        left = watch.members(server.pid)
+        left = [member.pid for member in self.members if watch.lives(member)]
         if left:
             self.reasons.append(f"processes left: {left}")
         files = sorted(path.name for path in self.folder.glob("*.sock"))
@@ -245,7 +253,9 @@ class Soak:
             self._print(name.replace("after", "in"), look)
 
     def _sample(self, server: "subprocess.Popen[bytes]", *, deep: bool) -> Sample:
-        return watch.sample(self.folder, server.pid, self._now(), deep=deep)
+        look = watch.sample(self.folder, server.pid, self._now(), deep=deep)
+        self.members.update(dict.fromkeys(look.members))
+        return look
 
     def _now(self) -> float:
         return time.monotonic() - self._began_s
@@ -284,9 +294,8 @@ class Soak:
         points = [(each.at_s, float(found.rss)) for each in idles if (found := each.process(end.looks[0].pid))]
         slope = watch.slope_per_min(points)
         is_judged = self.seconds * (1 - WARM_PART) >= SLOPE_LOAD_S
-        print(
-            f"shard 0, idle: {slope / MIB:+.2f} MiB a minute (at most {IDLE_SLOPE_MAX / MIB:g}{'' if is_judged else '; too short to judge'})"
-        )
+        judged = "" if is_judged else "; too short to judge"
+        print(f"shard 0, idle: {slope / MIB:+.2f} MiB a minute (at most {IDLE_SLOPE_MAX / MIB:g}{judged})")
         if is_judged and slope > IDLE_SLOPE_MAX:
             self.reasons.append(f"shard 0: idle RSS grew by {slope / MIB:.2f} MiB a minute")
 
@@ -357,8 +366,8 @@ def _deep(look: Look) -> dict[str, int]:
 def _differences(idle: Sample, look: Sample) -> list[str]:
     """Return in what a look differs from the idle one."""
     found = []
-    if look.n_children != idle.n_children:
-        found.append(f"{look.n_children} child processes, at first {idle.n_children}")
+    if len(look.members) != len(idle.members):
+        found.append(f"{len(look.members)} processes, at first {len(idle.members)}")
     if [each.shard for each in look.looks] != [each.shard for each in idle.looks]:
         found.append(f"shards {[each.shard for each in look.looks]} answer, at first {[each.shard for each in idle.looks]}")
         return found
