@@ -181,6 +181,8 @@ class ReconnectingClient:
             except TimeoutError:
                 raise DeadlineExceeded(method.name, timeout_s) from None
             except IsopodError as error:
+                if isinstance(error, DeadlineExceeded) and loop.time() >= ends_at:
+                    raise DeadlineExceeded(method.name, timeout_s) from None  # its own words name what was left for the last attempt
                 n_failed += 1
                 pause_s = error.retry_after_s or self._policy.pause_s(n_failed, self._chance.random())
                 is_over = n_failed >= self._policy.attempts_max or loop.time() + pause_s >= ends_at or self._is_closed
