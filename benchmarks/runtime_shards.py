@@ -4,14 +4,16 @@ CPU microseconds are those of both processes together, per round trip of a 64-by
 "one at a time" waits for each. The peers of the ring are our own socketpair channel and `multiprocessing.Pipe`, whose child echoes as well.
 
 Two shards with the load made inside them: each runs the same small calls to itself and some to its neighbour, as a program whose shards
-have their own clients does; the peer is one shard alone. The rate tells about shards only on a machine with two free processors; the CPU
-per call is what the second shard costs, whatever else runs.
+have their own clients does; the peer is one shard alone. The rate tells about shards only on a machine with two free processors: what the
+present one gives is measured beside it by bare loops. The CPU per call is what the second shard costs, whatever else runs.
 """
 
 import asyncio
 import multiprocessing
 import os
 import resource
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from multiprocessing.connection import Connection
@@ -84,6 +86,8 @@ def rows(*, quick: bool) -> Iterator[Row]:
     for measure, unit in (("rate", "1/s"), ("CPU", "us")):
         contenders = [Contender(OURS, _load(2, measure)), Contender("one shard", _load(1, measure))]
         yield Row(f"calls made inside shards, two and one, {measure}", unit, contenders, n_runs)
+    bare = [Contender(OURS, lambda: _bare_loops(2)), Contender("one bare loop", lambda: _bare_loops(1))]
+    yield Row("what two processors give: two bare loops", "1/s", bare, n_runs)
 
 
 # --- channels ---------------------------------------------------------------------------------------------------------
@@ -252,17 +256,21 @@ async def _make_load(smp: Smp, load: Load) -> int:
     request = Words("a small request", 7)
     other = (smp.shard + 1) % load.n_shards
 
-    async def client() -> int:
+    async def client(number: int) -> int:
         n_done = 0
+        n_local = NEIGHBOUR_EVERY * number // N_CLIENTS  # so that not all call the neighbour at the same moment
         while time.perf_counter() < until_s:
-            for _ in range(NEIGHBOUR_EVERY - 1):
+            for _ in range(n_local):
                 await smp.submit_to(smp.shard, WORK, request)
+                # Requests of real clients come one by one, each in a turn of the loop. A local call gives no turn away by itself, and
+                # shards that compute for ten milliseconds at a stretch would only wait for each other's answers.
+                await asyncio.sleep(0)
             await smp.submit_to(other, WORK, request)
-            n_done += NEIGHBOUR_EVERY
-            await asyncio.sleep(0)
+            n_done += n_local + 1
+            n_local = NEIGHBOUR_EVERY - 1
         return n_done
 
-    return sum(await asyncio.gather(*(client() for _ in range(N_CLIENTS))))
+    return sum(await asyncio.gather(*(client(number) for number in range(N_CLIENTS))))
 
 
 async def _work(request: Words) -> Words:
@@ -291,7 +299,7 @@ def _calls(kind: ChannelKind, window: int, n_calls: int) -> Callable[[], float]:
             await run(n_calls)
             return (await submit_to(1, CPU, request) + _own_cpu_s() - before) / n_calls * 1e6
 
-    return lambda: _run(body)
+    return lambda: _run(body, pins=False)
 
 
 def _load(n_shards: int, measure: str) -> Callable[[], float]:
@@ -303,17 +311,28 @@ def _load(n_shards: int, measure: str) -> Callable[[], float]:
             used_s = sum(await asyncio.gather(*(submit_to(shard, CPU, ask) for shard in shards))) - before
             return n_calls / LOAD_S if measure == "rate" else used_s / n_calls * 1e6
 
-    return lambda: _run(body)
+    return lambda: _run(body, pins=False)
+
+
+def _bare_loops(n_loops: int) -> float:
+    """Return the turns a second of so many busy loops that have nothing to do with each other: what this machine's processors can give."""
+    loops = [subprocess.Popen([sys.executable, "-c", _BARE_LOOP, str(cpu)], stdout=subprocess.PIPE) for cpu in sorted(_CPUS)[:n_loops]]
+    return sum(float(loop.communicate(timeout=30)[0]) for loop in loops)
 
 
 # --- both -------------------------------------------------------------------------------------------------------------
 
 
-def _run(body: Callable[[World], Awaitable[float]]) -> float:
-    """Run a body on a host loop of its own, pinned to the first processor."""
+def _run(body: Callable[[World], Awaitable[float]], *, pins: bool = True) -> float:
+    """Run a body on a host loop of its own.
+
+    Args:
+        body: What is measured.
+        pins: Whether to pin it to the first processor; never where shards are started, which would inherit that one processor.
+    """
     loop = new_loop()
     world = make_host_world()
-    first = _first_cpu()
+    first = _first_cpu() if pins else None
 
     async def pinned() -> float:
         if first is not None:
@@ -354,3 +373,12 @@ def _second_cpu() -> int | None:
 
 
 _CPUS: Final = frozenset(os.sched_getaffinity(0))
+_BARE_LOOP: Final = """
+import os, sys, time
+os.sched_setaffinity(0, {int(sys.argv[1])})
+end, n_turns = time.perf_counter() + 1.0, 0
+while time.perf_counter() < end:
+    for _ in range(1000):
+        n_turns += 1
+print(n_turns)
+"""
