@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isopod.runtime.io_queue import BURST_S, FairQueue, IoProperties, IoQueue, Ticket
+from isopod.runtime.io_queue import BURST_S, IoProperties, IoQueue, IoScheduler, Ticket
 from isopod.runtime.scheduling import SchedulingGroup
 from isopod.runtime.tasks import TaskGroup
 from isopod.world.errors import Exhausted, InvalidArgument
@@ -21,7 +21,7 @@ def test_writes_cost_what_the_disk_takes_for_them() -> None:
     assert DISK.cost_s("write", 1000) == pytest.approx(0.004)
 
 
-def serve(fair: FairQueue, seconds: float, *, step_s: float = 0.001, speed: float = 1.0) -> list[Ticket]:
+def serve(fair: IoScheduler, seconds: float, *, step_s: float = 0.001, speed: float = 1.0) -> list[Ticket]:
     """Let a disk of `speed` times the declared one work, one request after the other; return what it did."""
     now_s, free_s = 0.0, 0.0
     working: list[tuple[float, Ticket]] = []
@@ -40,7 +40,7 @@ def serve(fair: FairQueue, seconds: float, *, step_s: float = 0.001, speed: floa
 @pytest.mark.parametrize(("first_shares", "second_shares"), [(100, 100), (200, 100), (1000, 200), (1000, 10)])
 def test_the_disks_time_is_shared_by_shares(first_shares: int, second_shares: int) -> None:
     """One asks for many small reads, the other for large writes: not requests are shared, but what they cost."""
-    fair = FairQueue(DISK)
+    fair = IoScheduler(DISK)
     first, second = SchedulingGroup("first", first_shares), SchedulingGroup("second", second_shares)
     for _ in range(6_000):
         fair.add(first, "read", 100, now_s=0.0)
@@ -52,7 +52,7 @@ def test_the_disks_time_is_shared_by_shares(first_shares: int, second_shares: in
 
 
 def test_who_is_alone_gets_everything_and_who_slept_has_no_credit() -> None:
-    fair = FairQueue(DISK)
+    fair = IoScheduler(DISK)
     first, second = SchedulingGroup("first", 100), SchedulingGroup("second", 100)
     for _ in range(4000):
         fair.add(first, "read", 0, now_s=0.0)
@@ -71,7 +71,7 @@ def test_who_is_alone_gets_everything_and_who_slept_has_no_credit() -> None:
 
 def test_a_group_that_runs_dry_for_a_moment_keeps_its_share() -> None:
     """A few callers that each wait for their answer: the line is empty now and then, and that must not cost the group its lead."""
-    fair = FairQueue(DISK, n_in_flight_max=8)
+    fair = IoScheduler(DISK, n_in_flight_max=8)
     first, second = SchedulingGroup("first", 1000), SchedulingGroup("second", 200)
     now_s = 0.0
     for group in (first, second):
@@ -91,7 +91,7 @@ def test_a_group_that_runs_dry_for_a_moment_keeps_its_share() -> None:
 
 def test_a_slow_disk_is_seen_and_a_good_one_is_not() -> None:
     for speed, ratio in ((1.0, 1.0), (2.0, 1.0), (0.5, 2.0), (0.1, 10.0)):
-        fair = FairQueue(DISK, n_in_flight_max=8)
+        fair = IoScheduler(DISK, n_in_flight_max=8)
         group = SchedulingGroup("all", 100)
         for _ in range(5_000):
             fair.add(group, "read", 0, now_s=0.0)
@@ -102,7 +102,7 @@ def test_a_slow_disk_is_seen_and_a_good_one_is_not() -> None:
 
 
 def test_a_disk_that_answers_nothing_is_behind() -> None:
-    fair = FairQueue(DISK, n_in_flight_max=2)
+    fair = IoScheduler(DISK, n_in_flight_max=2)
     group = SchedulingGroup("all", 100)
     for number in range(100):
         fair.add(group, "read", 0, now_s=number / 10)
@@ -123,7 +123,7 @@ def test_a_disk_that_answers_nothing_is_behind() -> None:
     )
 )
 def test_nothing_is_lost_started_twice_or_beyond_the_bounds(steps: list[tuple[str, int, int]]) -> None:
-    fair = FairQueue(DISK, n_in_flight_max=5, n_waiting_max=20)
+    fair = IoScheduler(DISK, n_in_flight_max=5, n_waiting_max=20)
     groups = [SchedulingGroup(name, shares) for name, shares in (("a", 10), ("b", 100), ("c", 1000))]
     now_s, spent_s = 0.0, 0.0
     waiting: list[Ticket] = []
@@ -171,9 +171,9 @@ def test_nothing_is_lost_started_twice_or_beyond_the_bounds(steps: list[tuple[st
 
 def test_nonsense_is_refused() -> None:
     for call in (
-        lambda: FairQueue(IoProperties(0, 1, 1, 1)),
-        lambda: FairQueue(DISK, n_in_flight_max=0),
-        lambda: FairQueue(DISK).complete(FairQueue(DISK).add(SchedulingGroup("a"), "read", 1, now_s=0), 0),
+        lambda: IoScheduler(IoProperties(0, 1, 1, 1)),
+        lambda: IoScheduler(DISK, n_in_flight_max=0),
+        lambda: IoScheduler(DISK).complete(IoScheduler(DISK).add(SchedulingGroup("a"), "read", 1, now_s=0), 0),
     ):
         with pytest.raises(InvalidArgument):
             call()

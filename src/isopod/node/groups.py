@@ -1,6 +1,6 @@
 """The node's scheduling groups: what its loop's time is divided between.
 
-The API comes before all else, then keeping containers as they should be, then figures; what takes seconds (images) gets what is left, so
+The API comes before all else, then figures; what takes seconds (importing and loading images) gets what is left, so
 that a `ps` does not wait for an `import`. Heartbeats and consensus will have a latency group here.
 """
 

@@ -1,9 +1,10 @@
 """Services: the contract's methods, served by an engine. Thin: decode, ask the engine, answer."""
 
+import asyncio
 import platform
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import aclosing
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -14,6 +15,7 @@ from isopod.engine.containers import LOST_EXIT_CODE
 from isopod.engine.engine import Engine
 from isopod.engine.logs import read_logs
 from isopod.net.rpc import Call, Handler, Server
+from isopod.node.groups import BULK
 from isopod.node.progress import ProgressReport
 from isopod.runtime.config import NodeConfig
 from isopod.runtime.task_list import list_tasks
@@ -23,6 +25,7 @@ from isopod.world.errors import BugError
 from isopod.world.world import World
 
 AnyCall = Call[Any, Any]
+T = TypeVar("T")
 
 
 class NodeFacts(NamedTuple):
@@ -224,11 +227,17 @@ class Services:
 
     async def image_import(self, call: AnyCall, request: m.ImportImage) -> m.Image:
         """One layer from a stream."""
-        async with ProgressReport(call, request.total_bytes) as report:
-            return await self._engine.images.import_rootfs(request.name, _chunks(call), command=request.command, progress=report)
+        return await _in_bulk(self._import(call, request))
 
     async def image_load(self, call: AnyCall, request: m.LoadImages) -> m.LoadedImages:
         """Images from an archive's stream."""
+        return await _in_bulk(self._load(call, request))
+
+    async def _import(self, call: AnyCall, request: m.ImportImage) -> m.Image:
+        async with ProgressReport(call, request.total_bytes) as report:
+            return await self._engine.images.import_rootfs(request.name, _chunks(call), command=request.command, progress=report)
+
+    async def _load(self, call: AnyCall, request: m.LoadImages) -> m.LoadedImages:
         async with ProgressReport(call, request.total_bytes) as report:
             return m.LoadedImages(images=tuple(await self._engine.images.load(_chunks(call), progress=report)))
 
@@ -254,6 +263,11 @@ class Services:
 
 def _ran(record: m.Container, ended: bool) -> m.Ran:
     return m.Ran(id=record.id, name=record.name, exit_code=record.exit_code if ended else None, oom_killed=record.oom_killed)
+
+
+async def _in_bulk(work: Coroutine[Any, Any, T]) -> T:
+    """Do what takes seconds in the group that gets what others leave; cancelled with its caller."""
+    return await asyncio.get_running_loop().create_task(work, context=BULK.context(), name="bulk")
 
 
 async def _chunks(call: AnyCall) -> AsyncIterator[bytes]:

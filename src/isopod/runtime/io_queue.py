@@ -3,7 +3,7 @@
 A disk that is given all requests at once serves them in an order of its own, and whoever asks most gets most. So requests wait here, one
 line per group, and only as many go to the disk as it can work on. Two parts:
 
-- `FairQueue` decides. It is pure: requests and the time in, requests to start out. A request costs a part of the disk's second: one
+- `IoScheduler` decides. It is pure: requests and the time in, requests to start out. A request costs a part of the disk's second: one
   operation's share plus its bytes' share, dearer for writes where the disk is slower at them. One token bucket over that cost keeps the
   disk's queue short; between groups the one that used least in relation to its weight goes first (min-vruntime); a group that slept gets
   no credit for it, beyond the length of a burst.
@@ -81,7 +81,7 @@ class IoQueueStatistics(NamedTuple):
 
 
 class Ticket:
-    """One request. Made by `FairQueue.add`."""
+    """One request. Made by `IoScheduler.add`."""
 
     __slots__ = ("added_s", "cost_s", "direction", "future", "line", "n_bytes", "state")
 
@@ -110,7 +110,7 @@ class _Line:
         self.n_bytes: dict[Direction, int] = {"read": 0, "write": 0}
 
 
-class FairQueue:
+class IoScheduler:
     """Decides which request is started when. Times are in seconds of any clock that does not go back.
 
     Args:
@@ -267,7 +267,7 @@ class IoQueue:
     ) -> None:
         self._loop = asyncio.get_running_loop()
         properties = properties or IoProperties()
-        self._fair = FairQueue(properties, n_in_flight_max=n_in_flight_max, n_waiting_max=n_waiting_max, now_s=self._loop.time())
+        self._fair = IoScheduler(properties, n_in_flight_max=n_in_flight_max, n_waiting_max=n_waiting_max, now_s=self._loop.time())
         self._timer: asyncio.TimerHandle | None = None
 
     async def run(
