@@ -14,7 +14,7 @@ readonly CORE_STAMP=build/core.stamp
 
 # What a node needs, and what building and testing it needs.
 readonly PACKAGES=(
-    ca-certificates python3 python3-venv gcc libc6-dev
+    ca-certificates python3 python3-venv gcc libc6-dev protobuf-compiler
     crun runc conmon busybox-static nftables iproute2 golang-github-containers-common
 )
 readonly TEST_PACKAGES=(curl chromium-headless-shell)

@@ -11,6 +11,48 @@ class ArchiveError(Exception):
 class RingError(Exception):
     """A ring shared with another process is damaged, or a message does not fit it. args = (why,)."""
 
+class CorePanicked(RuntimeError):
+    """The Raft core hit a broken assumption; its state is unknown and the process must end. args = (why,)."""
+
+@final
+class RaftCore:
+    """One member's part in the consensus. The contract and the meaning of the tuples is in `isopod.cluster.raft.core`."""
+
+    def __new__(cls, config: object) -> Self:
+        """Make one from a `CoreConfig`. ValueError: settings or what was written make no sense."""
+
+    def tick(self, n: int) -> int: ...
+    def step_many(self, messages: Sequence[bytes]) -> list[tuple[int, int, str]]: ...
+    def propose(self, data: Sequence[bytes]) -> int | str: ...
+    def propose_conf_change(self, data: bytes) -> int | str: ...
+    def apply_conf_change(self, data: bytes) -> tuple[Any, ...]: ...  # the fields of ConfState
+    def read_index(self, context: bytes) -> None: ...
+    def transfer_leader(self, to: int) -> None: ...
+    def campaign(self) -> None: ...
+    def forget_leader(self) -> None: ...
+    def ready(self) -> tuple[Any, ...] | None: ...  # the fields of Ready
+    def on_persisted(self, number: int) -> None: ...
+    def applied_to(self, index: int) -> None: ...
+    def compact(self, index: int) -> None: ...
+    def snapshot_made(self, index: int, data: bytes) -> None: ...
+    def snapshot_wanted(self) -> bool: ...
+    def report_unreachable(self, peer: int) -> None: ...
+    def report_snapshot(self, peer: int, ok: bool) -> None: ...
+    def ticks_until_event(self) -> int: ...
+    def status(self) -> tuple[Any, ...]: ...  # the fields of CoreStatus
+
+def raft_decode_records(data: bytes) -> list[tuple[int, int, int, bytes]]:
+    """Take the records of a log apart: (index, term, kind, data), kind 0 for a command, 1 for a change of members, -1 for a snapshot."""
+
+def raft_describe_message(data: bytes) -> tuple[str, int, int, int, int, int, int, bool, int, int]:
+    """Return (kind, sender, to, term, log term, index, commit, reject, number of entries, index of the snapshot) of a message."""
+
+def raft_encode_conf_change(changes: Sequence[tuple[str, int]], context: bytes, joint: bool, auto_leave: bool) -> bytes:
+    """Encode a change of members."""
+
+def raft_decode_conf_change(data: bytes) -> tuple[tuple[tuple[str, int], ...], bytes, bool, bool]:
+    """Return the arguments of `raft_encode_conf_change`."""
+
 @final
 class Ring:
     """One end of a pair of rings in a memfd of `create_ring`. `side` is 0 at one end, 1 at the other. The descriptor may be closed then."""
@@ -33,6 +75,9 @@ def create_ring(n_bytes: int) -> int:
 
 def apply_mask(data: bytes, key: bytes) -> bytes:
     """Return `data` combined by XOR with the 4 bytes of `key`, repeated. ValueError: the key has another length."""
+
+def crc32c(data: ReadableBuffer, start: int = 0) -> int:
+    """Return the CRC-32C (RFC 3720) of `data`; with `start` the sum of what came before it, that of both."""
 
 def unpack_layer(
     fd: int,
@@ -150,6 +195,9 @@ class Uring:
 
     def write(self, fd: int, offset: int, buffer: ReadableBuffer, owner: object) -> None:
         """Queue a write of a buffer; its result is the number of bytes."""
+
+    def write_durable(self, fd: int, offset: int, buffer: ReadableBuffer, owner: object) -> None:
+        """As `write`, but the data are durable when it completes (RWF_DSYNC)."""
 
     def sync(self, fd: int, owner: object) -> None:
         """Queue an fdatasync(2); its result is 0."""

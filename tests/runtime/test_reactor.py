@@ -253,7 +253,7 @@ async def test_the_numbers_are_metrics(world: World) -> None:
     assert found["isopod_scheduler_waittime_seconds_total", "bulk"] >= 0
     assert "isopod_scheduler_starvetime_seconds_total" in {name for name, _ in found}
     assert "isopod_scheduler_runtime_seconds_total" in {name for name, _ in found}
-    await reactor.spawn(asyncio.sleep(0.001), group=group)
+    await ended(reactor.spawn(asyncio.sleep(0.001), group=group), reactor)
     await reactor.close()
     found = {(sample.name, dict(sample.labels).get("group", "")): sample.value for sample in registry.statistics()}
     assert found["isopod_tasks_completed_total", ""] == 2

@@ -13,6 +13,8 @@ pub mod mask;
 pub mod mounts;
 pub mod namespaces;
 pub mod netlink;
+pub mod raft_core;
+pub mod raft_log;
 pub mod ring;
 pub mod tree;
 pub mod uring;

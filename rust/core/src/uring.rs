@@ -24,6 +24,9 @@ use crate::error::Result;
 /// Completions that fit, per submission entry: who waits for an answer may be four times what one turn submits.
 const COMPLETIONS_PER_ENTRY: u32 = 4;
 
+/// linux/fs.h.
+const RWF_DSYNC: i32 = 2;
+
 /// One thing to do with a file. `offset` and lengths are in bytes.
 #[derive(Debug, Clone, Copy)]
 pub enum Operation {
@@ -48,6 +51,8 @@ pub enum Operation {
         n_bytes: u32,
         /// To where in the file.
         offset: u64,
+        /// Complete only when the data are durable (pwritev2(2), `RWF_DSYNC`).
+        durable: bool,
     },
     /// fdatasync(2).
     Sync {
@@ -166,7 +171,10 @@ fn build(n_entries: u32) -> std::io::Result<IoUring> {
 fn entry(operation: Operation) -> squeue::Entry {
     match operation {
         Operation::Read { fd, target, n_bytes, offset } => opcode::Read::new(types::Fd(fd), target, n_bytes).offset(offset).build(),
-        Operation::Write { fd, source, n_bytes, offset } => opcode::Write::new(types::Fd(fd), source, n_bytes).offset(offset).build(),
+        Operation::Write { fd, source, n_bytes, offset, durable } => {
+            let flags = if durable { RWF_DSYNC } else { 0 };
+            opcode::Write::new(types::Fd(fd), source, n_bytes).offset(offset).rw_flags(flags).build()
+        }
         Operation::Sync { fd } => opcode::Fsync::new(types::Fd(fd)).flags(types::FsyncFlags::DATASYNC).build(),
     }
 }
@@ -228,7 +236,7 @@ mod tests {
         let source = *b"hello";
         // SAFETY: `source` outlives `wait` below.
         unsafe {
-            ring.push(1, Operation::Write { fd: file.as_raw_fd(), source: source.as_ptr(), n_bytes: 5, offset: 3 }).unwrap();
+            ring.push(1, Operation::Write { fd: file.as_raw_fd(), source: source.as_ptr(), n_bytes: 5, offset: 3, durable: true }).unwrap();
             ring.push(2, Operation::Sync { fd: -1 }).unwrap();
         }
         let found = wait(&mut ring);

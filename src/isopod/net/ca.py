@@ -15,7 +15,17 @@ from isopod.net.ca_records import CertificateInfo, Issued, Subject
 from isopod.world.errors import InvalidArgument, from_os_error
 from isopod.world.world import World
 
-__all__ = ["Authority", "CertificateInfo", "Issued", "Subject", "certificate_info", "is_signed_by", "self_signed", "write_issued"]
+__all__ = [
+    "Authority",
+    "CertificateInfo",
+    "Issued",
+    "Subject",
+    "certificate_info",
+    "certificate_request",
+    "is_signed_by",
+    "self_signed",
+    "write_issued",
+]
 
 AUTHORITY_VALID_S: Final = 10 * 365 * 86_400.0
 LEAF_VALID_S: Final = 90 * 86_400.0
@@ -93,6 +103,46 @@ class Authority:
             return ca_x509.issue(self._pair, subject, serial=_serial(self._world), not_before_s=begin_s, not_after_s=end_s)
         except ValueError as error:
             raise InvalidArgument("certificate subject", subject.common_name, str(error)) from error
+
+    def sign_request(self, request: bytes, subject: Subject, *, valid_s: float = LEAF_VALID_S) -> bytes:
+        """Sign a certificate for a key that stays where it was made.
+
+        Args:
+            request: Made by `certificate_request`.
+            subject: For whom; what the request itself says of that is not looked at.
+            valid_s: For how long; never longer than the authority itself.
+
+        Returns:
+            The leaf's certificate, as PEM.
+
+        Raises:
+            InvalidArgument: The request, the subject or the time makes no sense.
+        """
+        from isopod.net import ca_x509  # noqa: PLC0415 - loaded already
+
+        begin_s, end_s = _validity(self._world, valid_s)
+        end_s = min(end_s, certificate_info(self.certificate).not_after_s)
+        try:
+            return ca_x509.sign_request(self._pair, request, subject, serial=_serial(self._world), not_before_s=begin_s, not_after_s=end_s)
+        except ValueError as error:
+            raise InvalidArgument("certificate subject", subject.common_name, str(error)) from error
+
+
+def certificate_request(name: str) -> Issued:
+    """Return a request for a certificate, as PEM, with the new key that it is about: what is sent to an authority, and what is kept.
+
+    Args:
+        name: Its common name, for readers: the authority decides what the certificate says.
+
+    Raises:
+        InvalidArgument: The name cannot be one.
+    """
+    from isopod.net import ca_x509  # noqa: PLC0415 - a tenth of a second
+
+    try:
+        return ca_x509.create_request(name)
+    except ValueError as error:
+        raise InvalidArgument("certificate request", name, str(error)) from error
 
 
 def self_signed(world: World, subject: Subject, *, valid_s: float = LEAF_VALID_S) -> Issued:

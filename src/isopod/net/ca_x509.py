@@ -10,7 +10,7 @@ import ipaddress
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -53,7 +53,7 @@ def create_authority(name: str, *, serial: int, not_before_s: float, not_after_s
     key = ec.generate_private_key(ec.SECP256R1())
     who = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     built = (
-        _builder(who, who, key, serial=serial, not_before_s=not_before_s, not_after_s=not_after_s)
+        _builder(who, who, key.public_key(), serial=serial, not_before_s=not_before_s, not_after_s=not_after_s)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_key_usage(signs_certificates=True), critical=True)
         .sign(key, hashes.SHA256())
@@ -64,13 +64,58 @@ def create_authority(name: str, *, serial: int, not_before_s: float, not_after_s
 def issue(pair: Pair | None, subject: Subject, *, serial: int, not_before_s: float, not_after_s: float) -> Issued:
     """Return a leaf signed by an authority, or by itself if there is none."""
     key = ec.generate_private_key(ec.SECP256R1())
+    who = _name(subject)
+    issuer, signer = (who, key) if pair is None else (pair.certificate.subject, pair.key)
+    built = _leaf(subject, (issuer, signer), key.public_key(), serial=serial, not_before_s=not_before_s, not_after_s=not_after_s)
+    return Issued(built.public_bytes(serialization.Encoding.PEM), _key_pem(key))
+
+
+def create_request(name: str) -> Issued:
+    """Return a request for a certificate (PKCS #10, RFC 2986) and the new key it is about."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    who = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    request = x509.CertificateSigningRequestBuilder().subject_name(who).sign(key, hashes.SHA256())
+    return Issued(request.public_bytes(serialization.Encoding.PEM), _key_pem(key))
+
+
+def sign_request(pair: Pair, request: bytes, subject: Subject, *, serial: int, not_before_s: float, not_after_s: float) -> bytes:
+    """Return the leaf of the key that a request is about; of what else the request says nothing is taken.
+
+    Raises:
+        InvalidArgument: It is no request, its maker does not have the key, or it is no elliptic curve's.
+    """
+    try:
+        found = x509.load_pem_x509_csr(request)
+        key = found.public_key()
+        is_sound = found.is_signature_valid
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise InvalidArgument("certificate request", f"{len(request)} bytes", "it is no PEM request") from error
+    if not is_sound or not isinstance(key, ec.EllipticCurvePublicKey):
+        raise InvalidArgument("certificate request", f"{len(request)} bytes", "it is not signed by an elliptic curve's key of its own")
+    signer = (pair.certificate.subject, pair.key)
+    built = _leaf(subject, signer, key, serial=serial, not_before_s=not_before_s, not_after_s=not_after_s)
+    return built.public_bytes(serialization.Encoding.PEM)
+
+
+def _name(subject: Subject) -> x509.Name:
     attributes = [x509.NameAttribute(NameOID.COMMON_NAME, subject.common_name)]
     if subject.organisation:
         attributes.append(x509.NameAttribute(NameOID.ORGANIZATION_NAME, subject.organisation))
-    who = x509.Name(attributes)
-    issuer, signer = (who, key) if pair is None else (pair.certificate.subject, pair.key)
+    return x509.Name(attributes)
+
+
+def _leaf(
+    subject: Subject,
+    by: tuple[x509.Name, ec.EllipticCurvePrivateKey],
+    key: ec.EllipticCurvePublicKey,
+    *,
+    serial: int,
+    not_before_s: float,
+    not_after_s: float,
+) -> x509.Certificate:
+    issuer, signer = by
     builder = (
-        _builder(who, issuer, key, serial=serial, not_before_s=not_before_s, not_after_s=not_after_s)
+        _builder(_name(subject), issuer, key, serial=serial, not_before_s=not_before_s, not_after_s=not_after_s)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(signs_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage(_USAGES.get(subject.purpose, _BOTH)), critical=False)
@@ -79,8 +124,7 @@ def issue(pair: Pair | None, subject: Subject, *, serial: int, not_before_s: flo
     alternatives = _alternatives(subject)
     if alternatives:
         builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
-    built = builder.sign(signer, hashes.SHA256())
-    return Issued(built.public_bytes(serialization.Encoding.PEM), _key_pem(key))
+    return builder.sign(signer, hashes.SHA256())
 
 
 def read_certificate(pem: bytes) -> x509.Certificate:
@@ -130,17 +174,17 @@ def is_signed_by(pem: bytes, authority: bytes) -> bool:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, *, serial: int, not_before_s: float, not_after_s: float
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, *, serial: int, not_before_s: float, not_after_s: float
 ) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
-        .public_key(key.public_key())
+        .public_key(key)
         .serial_number(serial)
         .not_valid_before(datetime.datetime.fromtimestamp(not_before_s, datetime.UTC))
         .not_valid_after(datetime.datetime.fromtimestamp(not_after_s, datetime.UTC))
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
     )
 
 

@@ -182,6 +182,11 @@ class DataFile(OpenFile, Protocol):
     async def write_at(self, offset: int, data: Data) -> None:
         """Write all of `data` at `offset`. Of a direct file offset and length are aligned (EINVAL), and so is memory, or it is copied."""
 
+    async def write_durable(self, offset: int, data: Data) -> None:
+        """Do `write_at` and make these bytes durable, in one trip off the loop. What else was written to the file may or may not be
+        durable afterwards, and its size is only if it did not change: for logs whose space was allocated before. A failure leaves open
+        what reached the device; after one, writing the same again proves nothing, for the kernel may have dropped the pages."""
+
     async def read_many(self, extents: Sequence[tuple[int, int]]) -> list[bytes]:
         """Do `read_at` for each (offset, length), all under way at once; the first failure is raised after all have ended."""
 
@@ -306,6 +311,10 @@ class Disk(Protocol):
     async def copy_file(self, source: str, target: str, *, mode: int = 0o600) -> int:
         """Copy a regular file to a new one (EEXIST), in the kernel where it can be done; not durable. On any failure `target` is removed.
         Returns the number of bytes."""
+
+    async def compress_file(self, source: str, target: str, *, level: int = 3, mode: int = 0o600) -> int:
+        """Write a file's bytes as one zstd frame with a checksum to a new file (EEXIST), durable but for its name; off the loop. On any
+        failure `target` is removed. Returns the number of bytes written."""
 
     def io_facts(self) -> IoFacts:
         """Return how data files are read and written."""

@@ -5,6 +5,7 @@ Split first by who can act::
     IsopodError
     |-- UsageError          the caller asked for something that makes no sense      exit 2
     |   |-- InvalidArgument     a value is malformed or out of range
+    |   |-- TooLarge            a proposal is over the size limit
     |   `-- Unsupported         this build or machine cannot do it
     |-- RefusedError        the request is well formed, the state or a policy forbids it   exit 1
     |   |-- NotFound            no object of that name
@@ -13,10 +14,17 @@ Split first by who can act::
     |   |-- WrongState          the object's life cycle does not allow this now
     |   |-- InUse               something still depends on the object
     |   |-- Exhausted           a bounded resource (addresses, memory, connections) is used up
+    |   |-- NotLeader           another node leads the cluster, or none does now; nothing was begun
+    |   |-- ForeignCluster      a peer or a folder belongs to another cluster
+    |   |-- TokenRefused        a join token is wrong, expired, used up or revoked
+    |   |-- IdentityConflict    a node is not the one that its id belongs to
+    |   |-- RevisionCompacted   the store forgot the changes that a watch asks for
+    |   |-- SessionExpired      the store forgot who sent a command: whether it was applied cannot be told
     |   `-- CommandNotRunnable  the container's command cannot be executed           exit 126 or 127
     |-- PeerError           the other end of a connection                             exit 3
     |   |-- Disconnected        the connection ended before the answer
     |   |   `-- NotStarted          ... and the peer never began the request
+    |   |-- LeadershipLost      the leader changed while a proposal was under way: its outcome is unknown
     |   |-- ProtocolViolation   the peer broke the wire protocol
     |   |-- VersionMismatch     no common protocol version
     |   |-- HandshakeFailed     no secured connection: a certificate was refused, or it was no TLS
@@ -28,10 +36,13 @@ Split first by who can act::
     |   |-- ToolMissing         a program isopod needs is not installed
     |   |-- RuntimeFailed       the OCI runtime or its supervisor reported a failure
     |   |-- ShardLost           a shard's process died too often and is not started again
+    |   |-- JournalFailed       a journal could not make a write durable: it takes no more
     |   `-- AlreadyServing      another daemon owns this data folder
     |-- CorruptError        stored or received data is damaged or hostile             exit 5
     |   |-- BadArchive          an archive entry is unsafe or unreadable
     |   |-- DigestMismatch      data is not what its digest says
+    |   |-- JournalDamaged      a journal is damaged where a crash cannot have done it
+    |   |-- JournalForeign      a file is no journal, another program's, or a newer isopod's
     |   `-- BadRecord           a stored record cannot be read
     `-- BugError            a promise of isopod's own code was broken                 exit 70
         `-- BrokenPromise       a future whose promise was forgotten unresolved
@@ -104,6 +115,15 @@ class Unsupported(UsageError):
         super().__init__(f"{what} is not supported: {why}", hint)
 
 
+class TooLarge(UsageError):
+    """What was asked to be replicated is over the size limit."""
+
+    code = "too_large"
+
+    def __init__(self, what: str, n_bytes: int, limit_bytes: int) -> None:
+        super().__init__(f"{what} of {n_bytes} bytes is over {limit_bytes}", "split it, or keep large data outside of the replicated state")
+
+
 class RefusedError(IsopodError):
     """The request is well formed, but state or policy forbids it."""
 
@@ -170,6 +190,75 @@ class Exhausted(RefusedError):
         self.retry_after_s = retry_after_s
 
 
+class NotLeader(RefusedError):
+    """Only the leader can do it, and this node is not the leader. Nothing was begun, so it may be asked again, best at `leader`."""
+
+    code = "not_leader"
+    temporary = True
+    retryable = True
+    leader: int = 0
+    """The node's id, 0 if none is known (or if the error crossed the wire: the hint names it)."""
+
+    def __init__(self, node_id: int, leader: int) -> None:
+        hint = f"ask node {leader}" if leader else "no leader is known now: try again, or see `isopod cluster status`"
+        super().__init__(f"node {node_id} is not the leader of its cluster", hint)
+        self.leader = leader
+        self.retry_after_s = 0.05
+
+
+class ForeignCluster(RefusedError):
+    """A peer, a folder or a backup belongs to another cluster than ours.
+
+    Args:
+        what: "the folder /srv/n1", "the peer 10.0.0.2:7000".
+        theirs: Its cluster's id, "" if that is not known.
+        ours: Ours.
+    """
+
+    code = "foreign_cluster"
+
+    def __init__(self, what: str, theirs: str, ours: str, hint: str = "") -> None:
+        other = f"cluster {theirs}" if theirs else "another cluster"
+        super().__init__(f"{what} belongs to {other}, not to {ours}", hint or "check the address and the data folder")
+
+
+class TokenRefused(RefusedError):
+    """A join token was not accepted."""
+
+    code = "token_refused"
+
+    def __init__(self, why: str, hint: str = "make a new one on a member: isopod cluster token create") -> None:
+        super().__init__(f"the join token was refused: {why}", hint)
+
+
+class IdentityConflict(RefusedError):
+    """A node is not the one that its id belongs to: a wiped disk, an id that is taken, another id than its folder says."""
+
+    code = "identity_conflict"
+
+    def __init__(self, node_id: int, why: str, hint: str = "") -> None:
+        super().__init__(f"node {node_id}: {why}", hint)
+
+
+class RevisionCompacted(RefusedError):
+    """The changes a watch asks for are forgotten: read the state again, and watch from there."""
+
+    code = "revision_compacted"
+
+    def __init__(self, revision: int, compacted: int) -> None:
+        hint = "read the keys again, and watch from the revision they were read at"
+        super().__init__(f"changes from revision {revision} are forgotten: those kept begin behind {compacted}", hint)
+
+
+class SessionExpired(RefusedError):
+    """The store forgot a session, and with it whether a command that was sent before was applied."""
+
+    code = "session_expired"
+
+    def __init__(self, session: int) -> None:
+        super().__init__(f"session {session} is not known any more: what was sent may have been done", "read before writing again")
+
+
 class CommandNotRunnable(RefusedError):
     """The command cannot be executed in the container (exit 126: found but not runnable, 127: not found)."""
 
@@ -203,6 +292,19 @@ class NotStarted(Disconnected):
     """The connection ended, or never was, and the peer certainly did not begin the request."""
 
     code = "not_started"
+
+
+class LeadershipLost(PeerError):
+    """The leader changed while a proposal was under way: it may have been applied, or may still be."""
+
+    code = "leadership_lost"
+    temporary = True
+    retryable = True
+
+    def __init__(self, node_id: int, term: int) -> None:
+        super().__init__(
+            f"node {node_id} lost its leadership of term {term}: the outcome of what was proposed is unknown", "read before writing again"
+        )
 
 
 class ProtocolViolation(PeerError):
@@ -323,6 +425,18 @@ class ShardLost(UnavailableError):
         super().__init__(f"shard {shard} is lost: {why}", "see the log for why it died; start the program again")
 
 
+class JournalFailed(UnavailableError):
+    """A journal could not make a write durable. What it held back may be lost, so it takes no more: the process has to start again."""
+
+    code = "journal_failed"
+    temporary = False
+    retryable = False
+
+    def __init__(self, folder: str, why: str) -> None:
+        hint = "check the disk (dmesg), then start again: what was acknowledged is there"
+        super().__init__(f"the journal in {folder} failed: {why}", hint)
+
+
 class AlreadyServing(UnavailableError):
     """Another daemon owns this data folder."""
 
@@ -368,6 +482,35 @@ class DigestMismatch(CorruptError):
 
     def __init__(self, what: str, wanted: str, found: str) -> None:
         super().__init__(f"{what}: want {wanted}, found {found}", "the archive is damaged or was changed: fetch it again")
+
+
+class JournalDamaged(CorruptError):
+    """A journal is damaged, and not as a crash leaves it: records that were acknowledged may be unreadable.
+
+    Args:
+        path: The file.
+        offset: Where in it, in bytes.
+        why: What is wrong there.
+        lsn: The record's sequence number, or the one expected there; 0 if none is concerned.
+    """
+
+    code = "journal_damaged"
+
+    def __init__(self, path: str, offset: int, why: str, *, lsn: int = 0, hint: str = "") -> None:
+        place = f"{path} at byte {offset}" + (f" (lsn {lsn})" if lsn else "")
+        super().__init__(f"{place}: {why}", hint or "`isopod journal repair FOLDER` says what can be saved and what would be lost")
+        self.path = path
+        self.offset = offset
+        self.lsn = lsn
+
+
+class JournalForeign(CorruptError):
+    """A file or folder is not a journal that this program may use: another format, another owner's, or a newer version."""
+
+    code = "journal_foreign"
+
+    def __init__(self, path: str, why: str, hint: str = "") -> None:
+        super().__init__(f"{path}: {why}", hint or "check the folder, and that this isopod is not older than the one that wrote it")
 
 
 class BadRecord(CorruptError):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from isopod.world.clock import Clock, Random
 from isopod.world.disk import Disk
+from isopod.world.failpoints import Failpoints
 from isopod.world.kernel import Kernel
 from isopod.world.network import Network
 from isopod.world.pages import Pages
@@ -29,4 +30,5 @@ class World:
     kernel: Kernel
     pages: Pages
     shards: Shards
+    failpoints: Failpoints
     close: Callable[[], None] = _nothing

@@ -5,7 +5,7 @@ import asyncio
 import msgspec
 import pytest
 
-from isopod.net.rpc import RpcLimits, connect
+from isopod.net.rpc import Client, RpcLimits, connect
 from isopod.net.rpc.streams import WINDOW_BYTES
 from isopod.wire import frames as f
 from isopod.world import errors
@@ -158,13 +158,19 @@ async def test_a_server_that_breaks_the_protocol_fails_the_calls(world: World, f
     await listener.close()
 
 
+async def begun(client: Client, server: FakeServer, number: int) -> "asyncio.Task[Text]":
+    """Begin a call that is the peer's frame of that number: tasks begin in any order."""
+    task = asyncio.create_task(client.call(ECHO, Text()))
+    await server.wait(lambda: len(server.frames) == number)
+    return task
+
+
 async def test_a_reply_of_another_type_fails_its_call_only(world: World, folder: str) -> None:
     address = UnixAddress(f"{folder}/odd.sock")
     server = FakeServer(f.encode_hello(f.Hello((1, 1), "odd")))
     listener = await world.network.listen(address, lambda: server)
     client = await connect(world, address)
-    calls = [asyncio.create_task(client.call(ECHO, Text())) for _ in range(2)]
-    await server.wait(lambda: len(server.frames) == 2)
+    calls = [await begun(client, server, number) for number in (1, 2)]
     server.write(f.Reply(1, {"number": "x"}, 0), f.Reply(2, Text("fine"), 0), f.Reply(2, Text("twice"), 0))
     with pytest.raises(errors.ProtocolViolation, match=r"reply of test\.echo"):
         await calls[0]
@@ -179,8 +185,7 @@ async def test_goaway_fails_what_was_not_taken(world: World, folder: str) -> Non
     server = FakeServer(f.encode_hello(f.Hello((1, 1), "going")))
     listener = await world.network.listen(address, lambda: server)
     client = await connect(world, address)
-    calls = [asyncio.create_task(client.call(ECHO, Text())) for _ in range(2)]
-    await server.wait(lambda: len(server.frames) == 2)
+    calls = [await begun(client, server, number) for number in (1, 2)]
     server.write(f.GoAway(1))
     with pytest.raises(errors.Disconnected, match="shutting down"):
         await calls[1]

@@ -156,7 +156,9 @@ async def test_a_shard_that_dies_with_work(world: World) -> None:
 async def test_work_that_waits_when_all_stops_is_told(world: World) -> None:
     async with shards(world, 1, services=[p.work], stop_grace_s=0.05):
         items = [asyncio.ensure_future(p.QUEUES[0].submit(p.COMPUTE, p.Text("0.01"))) for _ in range(6)]
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
+        while p.QUEUES[0].statistics().waiting < 4:
+            await asyncio.sleep(0)
+        for _ in range(3):  # the two that have a place give way once before they run
+            await asyncio.sleep(0)
     outcomes = await asyncio.gather(*items, return_exceptions=True)
     assert Counter(map(type, outcomes)) == {p.Numbers: 2, Disconnected: 4}

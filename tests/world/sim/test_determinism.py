@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 HERE = Path(__file__).parent
 
 
@@ -14,9 +16,13 @@ def digest(program: str, seed: int, hash_seed: int) -> str:
     return subprocess.run(argv, env=env, capture_output=True, text=True, check=True, timeout=50).stdout.rpartition(" ")[2]
 
 
-def test_equal_seeds_give_equal_digests_whatever_the_hash_seed() -> None:
-    assert digest("scenario.py", 7, hash_seed=1) == digest("scenario.py", 7, hash_seed=2) == digest("scenario.py", 7, hash_seed=77)
+@pytest.mark.row("B22")
+@pytest.mark.parametrize("program", ["scenario.py", "cluster_scenario.py"])
+def test_equal_seeds_give_equal_digests_whatever_the_hash_seed(program: str) -> None:
+    assert digest(program, 7, hash_seed=1) == digest(program, 7, hash_seed=2) == digest(program, 7, hash_seed=77)
 
 
-def test_another_seed_gives_another_digest() -> None:
-    assert digest("scenario.py", 7, hash_seed=1) != digest("scenario.py", 8, hash_seed=1)
+@pytest.mark.row("B22")
+@pytest.mark.parametrize("program", ["scenario.py", "cluster_scenario.py"])
+def test_another_seed_gives_another_digest(program: str) -> None:
+    assert digest(program, 7, hash_seed=1) != digest(program, 8, hash_seed=1)

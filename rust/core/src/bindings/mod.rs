@@ -4,9 +4,11 @@
 #![expect(clippy::needless_pass_by_value, reason = "PyO3 hands converted arguments over by value")]
 
 mod archive;
+mod crc;
 mod kernel;
 mod mask;
 mod network;
+mod raft;
 mod ring;
 mod uring;
 
@@ -38,9 +40,11 @@ fn core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("ArchiveError", module.py().get_type::<ArchiveError>())?;
     module.add("RingError", module.py().get_type::<RingError>())?;
     archive::register(module)?;
+    crc::register(module)?;
     kernel::register(module)?;
     mask::register(module)?;
     network::register(module)?;
+    raft::register(module)?;
     ring::register(module)?;
     uring::register(module)?;
     // PyO3 made it while functions were added; what the module offers is said by its stub, and nobody imports "*".

@@ -96,9 +96,12 @@ impl Uring {
 
     /// Queue a write of a buffer; its result is the number of bytes.
     fn write(&mut self, fd: i32, offset: u64, buffer: PyBuffer<u8>, owner: Py<PyAny>) -> PyResult<()> {
-        let (pointer, n_bytes) = memory(&buffer)?;
-        let operation = Operation::Write { fd, source: pointer.cast::<u8>(), n_bytes, offset };
-        self.queue(operation, Held::Exported { _buffer: buffer }, owner)
+        self.queue_write(fd, offset, buffer, owner, false)
+    }
+
+    /// As `write`, but the data are durable when it completes (`RWF_DSYNC`).
+    fn write_durable(&mut self, fd: i32, offset: u64, buffer: PyBuffer<u8>, owner: Py<PyAny>) -> PyResult<()> {
+        self.queue_write(fd, offset, buffer, owner, true)
     }
 
     /// Queue an fdatasync(2); its result is 0.
@@ -138,6 +141,12 @@ impl Uring {
 impl Uring {
     fn open(&mut self) -> PyResult<&mut Ring> {
         self.ring.as_mut().ok_or_else(|| PyValueError::new_err("the ring is closed"))
+    }
+
+    fn queue_write(&mut self, fd: i32, offset: u64, buffer: PyBuffer<u8>, owner: Py<PyAny>, durable: bool) -> PyResult<()> {
+        let (pointer, n_bytes) = memory(&buffer)?;
+        let operation = Operation::Write { fd, source: pointer.cast::<u8>(), n_bytes, offset, durable };
+        self.queue(operation, Held::Exported { _buffer: buffer }, owner)
     }
 
     fn queue(&mut self, operation: Operation, held: Held, owner: Py<PyAny>) -> PyResult<()> {

@@ -12,7 +12,7 @@ from isopod.net.rpc.server import refuse_plaintext
 from isopod.wire.frames import Encoding
 from isopod.wire.service import Method
 from isopod.world.errors import DeadlineExceeded, Disconnected, IsopodError, NotStarted
-from isopod.world.network import Address, ClientTls, UnixAddress
+from isopod.world.network import Address, ClientTls, TcpOptions, UnixAddress
 from isopod.world.world import World
 
 Q = TypeVar("Q")
@@ -34,6 +34,7 @@ async def connect(
     encoding: Encoding = "msgpack",
     group: str = "",
     compression: bool = False,
+    options: TcpOptions | None = None,
 ) -> Client:
     """Connect and shake hands.
 
@@ -48,6 +49,7 @@ async def connect(
         encoding: "json" for lines of JSON, as a person would type them; slower, and without raw bodies and compression.
         group: The scheduling group to ask for; the server names those it grants.
         compression: Whether to compress large frames: for slow links, it costs more than a fast one.
+        options: Of a TCP connection.
 
     Raises:
         InvalidArgument: TCP without TLS.
@@ -63,7 +65,7 @@ async def connect(
     where = address.path if isinstance(address, UnixAddress) else f"{address.host}:{address.port}"
     try:
         async with asyncio.timeout(timeout_s):
-            await world.network.connect(address, lambda: client.connection, tls=tls)
+            await world.network.connect(address, lambda: client.connection, tls=tls, options=options)
             await client.wait_ready()
     except TimeoutError:
         client.connection.abort()

@@ -180,6 +180,23 @@ class Connection(asyncio.Protocol):
             self._put(f.pack_length(n_payload | f.RAW_FLAG), head, body)
         return n_payload + f.LENGTH_BYTES
 
+    def send_now(self, frame: tuple[object, ...], body: bytes) -> None:
+        """Write a frame with a body of bytes in this very moment, with what is queued: for senders that gather by themselves.
+
+        Args:
+            frame: Its array, without the body at its end.
+            body: The body.
+
+        Raises:
+            TooLarge: It is over 1 MiB.
+        """
+        self._flush_is_due = True
+        if len(body) >= self.raw_bytes_min:
+            self.send_raw((*frame, None), body)
+        else:
+            self.send((*frame, body))
+        self.flush()
+
     def flush(self) -> None:
         """Write what this turn of the loop produced, in one piece."""
         self._flush_is_due = False

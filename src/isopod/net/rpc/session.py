@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 METHOD_CHARS_MAX: Final = 80
 _REQUEST: Final = f.Request
+_NOTIFY: Final = f.Notify
 AnyRequest = f.Request[Any]  # bodies: msgspec.Raw, or a memoryview of a raw one
 
 
@@ -153,6 +154,8 @@ class Session:
         """Take a frame of a client."""
         if type(frame) is _REQUEST:
             self._on_request(frame, n_bytes)
+        elif type(frame) is _NOTIFY:
+            self._on_notice(frame, n_bytes)
         else:
             self._on_other_frame(frame, n_bytes)
         return self.connection.must_pause
@@ -402,8 +405,6 @@ class Session:
             self._on_raw_frame(frame, n_bytes)
         elif isinstance(frame, f.STREAM_FRAMES):
             self._on_stream_frame(frame.id, frame, n_bytes)
-        elif isinstance(frame, f.Notify):
-            self._on_notice(frame, n_bytes)
         elif isinstance(frame, f.Cancel) or (isinstance(frame, f.Error) and frame.id):
             call = self.calls.get(frame.id)
             if call is not None:
@@ -453,11 +454,22 @@ class Session:
             verb.meter.calls["error"].inc()
             return
         call: AnyCall = Call(self, -self._n_notices, verb.name, frame.deadline_ms)
-        if verb.is_plain:
-            self._serve_now(call, verb, request, n_bytes)
-        else:
+        if not verb.is_plain:
             self._enter(call, n_bytes)
             self._runner.add(call, verb, request)
+            return
+        try:
+            reply = verb.handler(call, request)
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - whatever a handler raises is logged
+            self._reply_error(call, verb, error)
+            return
+        if type(reply) is not verb.method.reply and isinstance(reply, Awaitable):
+            self._enter(call, n_bytes)
+            self._runner.add(call, verb, None, reply)
+        elif self._is_logging:
+            self._reply(call, verb, reply)
+        else:  # counted at once: for a notice alone it is not worth a turn of the loop
+            verb.meter.count("ok", self._now_ns() - call.started_ns)
 
     def _hold(self, n_bytes: int, call: AnyCall) -> None:
         """Account for a queued item; one that is too much ends its call, not the connection."""

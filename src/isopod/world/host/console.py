@@ -106,6 +106,35 @@ def open_to_read(path: str) -> int:
     return posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
 
 
+def open_to_write(path: str) -> int:
+    """Return a descriptor of an emptied or new file opened for writing; the caller closes it."""
+    return posix.open(path, posix.O_WRONLY | posix.O_CREAT | posix.O_TRUNC | posix.O_CLOEXEC, 0o644)
+
+
+def replace(source: str, target: str, fd: int) -> None:
+    """Make what was written to `fd`, the file `source`, durable, and give it the name `target`, replacing a file of that name."""
+    posix.fsync(fd)
+    posix.rename(source, target)
+    folder = posix.open(target.rpartition("/")[0] or "/", posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
+    try:
+        posix.fsync(folder)
+    finally:
+        posix.close(folder)
+
+
+def remove(path: str) -> None:
+    """Remove a file; nothing there is fine."""
+    try:
+        posix.unlink(path)
+    except FileNotFoundError:
+        return
+
+
+def open_private(path: str) -> int:
+    """Return a descriptor of an emptied or new file that only its owner may read, opened for writing; the caller closes it."""
+    return posix.open(path, posix.O_WRONLY | posix.O_CREAT | posix.O_TRUNC | posix.O_CLOEXEC | posix.O_NOFOLLOW, 0o600)
+
+
 def is_folder(path: str) -> bool:
     """Tell whether `path` is a directory."""
     try:

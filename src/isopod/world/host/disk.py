@@ -111,6 +111,10 @@ class HostDisk:
         """See `Disk.copy_file`. A cancelled call stops after the present 16 MiB."""
         return await self._workers.bulk_abortable(lambda check: files.copy_file(source, target, mode, check))
 
+    async def compress_file(self, source: str, target: str, *, level: int = 3, mode: int = 0o600) -> int:
+        """See `Disk.compress_file`. A cancelled call stops after the present 1 MiB."""
+        return await self._workers.bulk_abortable(lambda check: files.compress_file(source, target, level, mode=mode, check=check))
+
     def io_facts(self) -> IoFacts:
         """See `Disk.io_facts`."""
         return IoFacts(self._data_io().kind, self._why)

@@ -101,6 +101,32 @@ def copy_file(source: str, target: str, mode: int, check: Callable[[], None]) ->
             raise
 
 
+def compress_file(source: str, target: str, level: int, *, mode: int, check: Callable[[], None]) -> int:
+    """Write a file's bytes as one zstd frame to a new, durable file; `check` may raise to stop. Returns the number of bytes written."""
+    import zstandard  # what need not compress need not pay for it
+
+    with contextlib.ExitStack() as stack:
+        source_fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        stack.callback(os.close, source_fd)
+        target_fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        stack.callback(os.close, target_fd)
+        try:
+            n_written = 0
+            packer = zstandard.ZstdCompressor(level=level, write_checksum=True).compressobj(size=os.fstat(source_fd).st_size)
+            while data := os.read(source_fd, _COPY_BYTES):
+                packed = packer.compress(data)
+                write_all(target_fd, packed)
+                n_written += len(packed)
+                check()
+            packed = packer.flush()
+            write_all(target_fd, packed)
+            os.fsync(target_fd)
+            return n_written + len(packed)
+        except BaseException:
+            os.unlink(target)
+            raise
+
+
 def list_names(path: str) -> list[str]:
     """Return the sorted names in a folder, [] if there is none."""
     try:

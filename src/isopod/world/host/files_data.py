@@ -115,6 +115,16 @@ class HostDataFile:
             else:
                 await self._write_whole(offset, data)
 
+    async def write_durable(self, offset: int, data: Data) -> None:
+        """See `DataFile.write_durable`."""
+        self._check(offset, len(data))
+        self._check_aligned(offset, len(data))
+        with _Busy(self):
+            if self._alignment.is_direct and not _is_aligned(data, self._alignment.memory_bytes):
+                await self._write_bounced(offset, data, durable=True)
+            else:
+                await self._write_whole(offset, data, durable=True)
+
     async def append(self, data: Data) -> None:
         """See `OpenFile.append`: at the end as it is now. Appends of one caller at a time: two at once would meet at one place."""
         await self.write_at(self.size_bytes(), data)
@@ -214,19 +224,20 @@ class HostDataFile:
                 n_read += n_more
         return n_read
 
-    async def _write_whole(self, offset: int, data: Data) -> None:
-        n_written = await self._io.write(self._fd, offset, data) if len(data) else 0
+    async def _write_whole(self, offset: int, data: Data, *, durable: bool = False) -> None:
+        write = self._io.write_durable if durable else self._io.write
+        n_written = await write(self._fd, offset, data) if len(data) else 0
         if n_written == len(data):
             return
         with memoryview(data) as view:
             while n_written < len(view):
                 with view[n_written:] as rest:
-                    n_more = await self._io.write(self._fd, offset + n_written, rest)
+                    n_more = await write(self._fd, offset + n_written, rest)
                 if n_more == 0:
                     raise OSError(errno.EIO, "the kernel took no more bytes", self._path)
                 n_written += n_more
 
-    async def _write_bounced(self, offset: int, data: Data) -> None:
+    async def _write_bounced(self, offset: int, data: Data, *, durable: bool = False) -> None:
         """Write memory that may be unaligned, by way of memory that is not."""
         n_bounce = min(-(-len(data) // PAGE_BYTES) * PAGE_BYTES, BOUNCE_BYTES)
         if n_bounce == 0:
@@ -236,7 +247,7 @@ class HostDataFile:
                 n_bytes = min(n_bounce, len(view) - start)
                 bounce[:n_bytes] = view[start : start + n_bytes]
                 with bounce[:n_bytes] as piece:
-                    await self._write_whole(offset + start, piece)
+                    await self._write_whole(offset + start, piece, durable=durable)
 
     def _check_open(self) -> None:
         if self._is_closed:

@@ -68,6 +68,9 @@ class FileIo(Protocol):
     async def write(self, fd: int, offset: int, data: Data) -> int:
         """Write some of `data`, at least one byte."""
 
+    async def write_durable(self, fd: int, offset: int, data: Data) -> int:
+        """Write some of `data`, at least one byte, and make it durable (pwritev2(2), RWF_DSYNC)."""
+
     async def sync(self, fd: int) -> None:
         """fdatasync(2)."""
 
@@ -114,6 +117,14 @@ class ThreadIo:
         """See `FileIo.write`."""
         n_written = await self._run(os.pwrite, fd, data, offset)
         self.tally.n_writes += 1
+        self.tally.n_bytes_written += n_written
+        return n_written
+
+    async def write_durable(self, fd: int, offset: int, data: Data) -> int:
+        """See `FileIo.write_durable`."""
+        n_written = await self._run(_write_durable, fd, offset, data)
+        self.tally.n_writes += 1
+        self.tally.n_syncs += 1
         self.tally.n_bytes_written += n_written
         return n_written
 
@@ -213,6 +224,17 @@ def read_many_now(tally: Tally, fd: int, extents: Sequence[tuple[int, int]]) -> 
             missing.append(index)
         found.append(data or b"")
     return found, missing
+
+
+def _write_durable(fd: int, offset: int, data: Data) -> int:
+    try:
+        return os.pwritev(fd, [data], offset, os.RWF_DSYNC)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+    n_written = os.pwrite(fd, data, offset)
+    os.fdatasync(fd)
+    return n_written
 
 
 def _read_each(fd: int, extents: Sequence[tuple[int, int]]) -> list[bytes | OSError]:

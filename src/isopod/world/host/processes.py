@@ -16,15 +16,18 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import Final, NoReturn
 
 from isopod.world.errors import DeadlineExceeded
+from isopod.world.host.daemon import write_some_stderr
 from isopod.world.host.readiness import Readiness
 from isopod.world.processes import Completed, Pipe, PipeDirection, Process, ProcessIdentity
 
 OUTPUT_BYTES_MAX: Final = 16 << 20
 """What `run` takes from stdout and stderr together; more raises EFBIG."""
 PIPE_BYTES: Final = 64 << 10
+ABORT_STATUS: Final = 70
+"""EX_SOFTWARE of sysexits.h, as for every error that is our own."""
 SBIN_FOLDERS: Final = "/usr/local/sbin:/usr/sbin:/sbin"
 
 
@@ -130,6 +133,12 @@ class HostProcesses:
     def own_pid(self) -> int:
         """See `Processes.own_pid`."""
         return os.getpid()
+
+    def abort(self, why: str) -> NoReturn:
+        """See `Processes.abort`. Standard error gets one line, if it takes it without waiting."""
+        with contextlib.suppress(OSError):
+            write_some_stderr(f"isopod: aborted: {' '.join(why.split())}\n".encode(errors="replace"))
+        os._exit(ABORT_STATUS)
 
     def boot_id(self) -> str:
         """See `Processes.boot_id`."""

@@ -107,6 +107,14 @@ class UringIo:
         self.tally.n_bytes_written += n_written
         return n_written
 
+    async def write_durable(self, fd: int, offset: int, data: Data) -> int:
+        """See `FileIo.write_durable`."""
+        n_written: int = await self._run(lambda ring, owner: ring.write_durable(fd, offset, data, owner))
+        self.tally.n_writes += 1
+        self.tally.n_syncs += 1
+        self.tally.n_bytes_written += n_written
+        return n_written
+
     async def sync(self, fd: int) -> None:
         """See `FileIo.sync`."""
         await self._run(lambda ring, owner: ring.sync(fd, owner))

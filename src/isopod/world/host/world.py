@@ -1,5 +1,8 @@
 """The host's World: uvloop's or asyncio's loop, and the kernel."""
 
+import os
+
+from isopod.world.failpoints import ENVIRONMENT_NAME, Failpoints
 from isopod.world.host.clock import HostClock, HostRandom
 from isopod.world.host.disk import FileIoChoice, HostDisk
 from isopod.world.host.kernel import HostKernel
@@ -16,9 +19,14 @@ def make_host_world(*, file_io: FileIoChoice = "auto") -> World:
 
     Args:
         file_io: Who reads and writes data files, see `HostDisk`.
+
+    Raises:
+        InvalidArgument: ISOPOD_FAILPOINTS cannot be read.
     """
+    random = HostRandom()
     workers = Workers()
     processes = HostProcesses()
+    failpoints = Failpoints(random, processes, os.environ.get(ENVIRONMENT_NAME, ""))
     kernel = HostKernel(workers, processes)
     network = HostNetwork()
     disk = HostDisk(workers, file_io)
@@ -32,12 +40,13 @@ def make_host_world(*, file_io: FileIoChoice = "auto") -> World:
     return World(
         name="host",
         clock=HostClock(),
-        random=HostRandom(),
+        random=random,
         network=network,
         disk=disk,
         processes=processes,
         kernel=kernel,
         pages=HostPages(),
         shards=HostShards(),
+        failpoints=failpoints,
         close=close,
     )

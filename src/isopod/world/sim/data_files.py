@@ -1,9 +1,10 @@
 """Simulated data files and maps.
 
 Legal behaviours: operations of one file interleave in any order that their delays give, each at one instant; a cancelled one has not
-happened; what was not synced is gone after a crash. A direct file wants units of 512 bytes.
+happened, but for `write_durable`, whose bytes are seen from its beginning and durable only at its end; what was not synced is gone after a
+crash. A sync covers what was written before it began. A direct file wants units of 512 bytes. The faults are those of `disk_faults`.
 
-Not yet: torn writes, short reads, slow and failing devices.
+Not modelled: short reads and writes.
 """
 
 import errno
@@ -72,7 +73,7 @@ class _Handle:
             raise ValueError("I/O operation on closed file")
 
     def _tell(self) -> None:
-        if self._disk.view.find(self._path) is not None:
+        if self._disk.n_watches and self._disk.view.find(self._path) is not None:
             self._disk.view.touched(self._path)
 
 
@@ -101,13 +102,14 @@ class SimDataFile(_Handle):
     def size_bytes(self) -> int:
         """Return the size now."""
         self._check()
-        return len(self.inode.data)
+        return self.inode.content.size
 
     async def read_at(self, offset: int, n_bytes: int) -> bytes:
         """Return up to `n_bytes` from `offset`."""
         self._check_range(offset, n_bytes)
         await self._ready(n_bytes)
-        data = bytes(self.inode.data[offset : offset + n_bytes])
+        self._disk.faults.check_read(self.inode, self._path, offset, n_bytes)
+        data = self.inode.content.read(offset, n_bytes)
         self._count(n_reads=1, n_bytes_read=len(data))
         return data
 
@@ -115,7 +117,8 @@ class SimDataFile(_Handle):
         """Read into a buffer."""
         self._check_range(offset, len(target), aligned=True)
         await self._ready(len(target))
-        data = self.inode.data[offset : offset + len(target)]
+        self._disk.faults.check_read(self.inode, self._path, offset, len(target))
+        data = self.inode.content.read(offset, len(target))
         target[: len(data)] = data
         self._count(n_reads=1, n_bytes_read=len(data))
         return len(data)
@@ -126,9 +129,29 @@ class SimDataFile(_Handle):
         if not self._flags.write:
             fail(errno.EBADF, self._path)
         await self._ready(len(data))
+        self._disk.faults.check("write", self._path)
         if len(data):
+            self._disk.note(self._path, offset, data)
             self.inode.write_at(offset, data)
         self._count(n_writes=1, n_bytes_written=len(data))
+        self._tell()
+
+    async def write_durable(self, offset: int, data: Data) -> None:
+        """Write all of `data`, and make these bytes durable."""
+        self._check_range(offset, len(data), aligned=True)
+        if not self._flags.write:
+            fail(errno.EBADF, self._path)
+        faults, content = self._disk.faults, self.inode.content
+        faults.check("write", self._path)
+        number = content.mark()
+        if len(data):
+            self._disk.note(self._path, offset, data)
+            number = self.inode.write_at(offset, data)
+        await self._ready(len(data), sync=True)
+        faults.check_sync(content, number, self._path)
+        if len(data):
+            content.sync_write(number, faults.misdirect if faults.may_misdirect else None)
+        self._count(n_writes=1, n_syncs=1, n_bytes_written=len(data))
         self._tell()
 
     async def append(self, data: Data) -> None:
@@ -156,8 +179,10 @@ class SimDataFile(_Handle):
 
     async def sync(self) -> None:
         """Make data and size durable."""
+        self._check()
+        mark = self.inode.content.mark()
         await self._ready(sync=True)
-        self.inode.sync_data()
+        self._disk.sync_inode(self.inode, mark, self._path)
         self._count(n_syncs=1)
 
     async def truncate(self, n_bytes: int) -> None:
@@ -175,7 +200,7 @@ class SimDataFile(_Handle):
         if not self._flags.write:
             fail(errno.EBADF, self._path)
         await self._ready()
-        self.inode.resize(max(len(self.inode.data), offset + n_bytes))
+        self.inode.resize(max(self.inode.content.size, offset + n_bytes))
 
     def _check_range(self, offset: int, n_bytes: int, *, aligned: bool = False) -> None:
         self._check()
@@ -205,10 +230,10 @@ class SimMapping(_Handle):
     """
 
     def __init__(self, disk: "SimDisk", loop: SimLoop, inode: Inode, path: str, *, is_writable: bool) -> None:
-        if not inode.data:
+        if not inode.content.size:
             fail(errno.EINVAL, path)
         super().__init__(disk, loop, inode, path)
-        self._size = len(inode.data)
+        self._size = inode.content.size
         self._is_writable = is_writable
 
     @property
@@ -223,7 +248,7 @@ class SimMapping(_Handle):
         if end <= offset:
             return b""
         self._check_size(end)
-        return bytes(self.inode.data[offset:end])
+        return self.inode.content.read(offset, end - offset)
 
     def find(self, needle: bytes, start: int, end: int) -> int:
         """Return the first offset of `needle` inside start..end, -1 if there is none."""
@@ -246,7 +271,8 @@ class SimMapping(_Handle):
         self._check_write(target, n_bytes)
         self._check_write(source, n_bytes)
         self._check_size(max(target, source) + n_bytes)
-        self.inode.data[target : target + n_bytes] = bytes(self.inode.data[source : source + n_bytes])
+        if n_bytes:
+            self.inode.write_at(target, self.inode.content.read(source, n_bytes))
 
     async def prefetch(self, offset: int, n_bytes: int) -> None:
         """Let the time of reading pass."""
@@ -258,8 +284,9 @@ class SimMapping(_Handle):
         if not self._is_writable or n_bytes <= 0:
             return
         self._check_inside(offset, n_bytes)
+        mark = self.inode.content.mark()
         await self._ready(sync=True)
-        self.inode.sync_data()
+        self._disk.sync_inode(self.inode, mark, self._path)
 
     def _check_write(self, offset: int, n_bytes: int) -> None:
         self._check()
@@ -272,5 +299,5 @@ class SimMapping(_Handle):
             fail(errno.EINVAL, self._path)
 
     def _check_size(self, end: int) -> None:
-        if len(self.inode.data) < end:
+        if self.inode.content.size < end:
             fail(errno.ESTALE, self._path)

@@ -4,17 +4,21 @@ Legal behaviours: every call takes a small seeded time, so calls of different ta
 was not synced is gone after `crash`; over `capacity_bytes` writes fail with ENOSPC and change nothing; a dead process's calls never take
 effect, its open files close and its locks are released. A watch repeats names, and after `WATCH_EVENTS_MAX` unread ones delivers "".
 
-Not yet: torn writes, bit rot, slow and failing devices, a crash that keeps some of what was not synced.
+What goes wrong only when a test asks for it is `faults` (`disk_faults`): failing, slow and hanging devices, torn and misdirected
+writes, bit rot, a crash that keeps some of what was not synced.
 """
 
 import asyncio
 import errno
 import hashlib
 import random
+import zlib
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
+
+import zstandard
 
 from isopod.world.disk import (
     ArchiveMember,
@@ -35,6 +39,7 @@ from isopod.world.errors import BadArchive
 from isopod.world.send_pieces import send_in_pieces
 from isopod.world.sim import layers
 from isopod.world.sim.data_files import SimDataFile, SimMapping, open_inode
+from isopod.world.sim.disk_faults import DiskFaults
 from isopod.world.sim.inodes import BLOCK_BYTES, FileSystem, Inode
 from isopod.world.sim.loop import SimLoop
 from isopod.world.sim.nodes import Node
@@ -54,15 +59,19 @@ class SimDisk:
         chance: The stream that delays calls.
         view: The tree of the machine.
         device: The file system of its root.
+        faults_chance: The stream of the faults.
     """
 
-    def __init__(self, loop: SimLoop, chance: random.Random, view: View, device: FileSystem) -> None:
+    def __init__(self, loop: SimLoop, chance: random.Random, *, view: View, device: FileSystem, faults_chance: random.Random) -> None:
         self.view = view
         self._loop = loop
         self._chance = chance
         self._device = device
         self._locks: dict[int, SimFile] = {}
         self.io = IoStatistics()
+        self.n_watches = 0
+        self.faults = DiskFaults(self, loop, faults_chance, device)
+        """What goes wrong."""
 
     # -- faults and inspection -------------------------------------------------------------------------------------------------------
 
@@ -81,7 +90,10 @@ class SimDisk:
         return self._device.used_bytes
 
     def crash(self) -> None:
-        """Lose everything that was not made durable. Open files and watches are dead afterwards, locks released, mounts gone."""
+        """Lose everything that was not made durable (with `faults.keeps_unsynced`: a part of it).
+
+        Open files and watches are dead afterwards, locks released, mounts gone.
+        """
         self._locks.clear()
         self.view.clear_mounts()
         self._device.crash()
@@ -92,8 +104,9 @@ class SimDisk:
         """Return a whole small file."""
         await self._call()
         inode = self.view.open_file(path)
-        if len(inode.data) > n_bytes_max:
+        if inode.content.size > n_bytes_max:
             fail(errno.EFBIG, path)
+        self.faults.check_read(inode, path, 0, inode.content.size)
         return bytes(inode.data)
 
     async def read_beneath(self, root: str, path: str, *, n_bytes_max: int = 1 << 20) -> bytes:
@@ -110,6 +123,7 @@ class SimDisk:
     async def write(self, path: str, data: bytes, *, mode: int = 0o600) -> None:
         """Create or replace a file, not durable."""
         await self._call(len(data))
+        self.faults.check("write", path)
         self.view.write(path, data, mode)
 
     async def write_atomic(self, path: str, data: bytes, *, mode: int = 0o600) -> None:
@@ -122,7 +136,9 @@ class SimDisk:
             fail(errno.EISDIR, path)
         folder = spot.parent.writable()
         inode = folder.file_system.new("file", mode)
-        inode.data[:] = data
+        self.faults.check("write", path)
+        self.faults.check("sync", path)
+        inode.fill(data)
         folder.file_system.charge(len(data))
         folder.file_system.charge(-len(data))
         spot.parent.attach(spot.name, inode)
@@ -183,6 +199,21 @@ class SimDisk:
             raise
         return len(data)
 
+    async def compress_file(self, source: str, target: str, *, level: int = 3, mode: int = 0o600) -> int:
+        """Write a file's bytes as one zstd frame to a new file."""
+        await self._call()
+        packer = zstandard.ZstdCompressor(level=level, write_checksum=True)
+        data = packer.compress(bytes(open_inode(self.view, source, OpenFlags(), 0).data))
+        await self.pause(len(data), sync=True)
+        made = open_inode(self.view, target, OpenFlags.create_new(), mode)
+        try:
+            made.replace(data)
+            self.sync_inode(made, made.content.mark(), target)
+        except OSError:
+            self.view.remove(target)
+            raise
+        return len(data)
+
     def io_facts(self) -> IoFacts:
         """Return that all this is simulated."""
         return IoFacts("sim", "a simulated disk")
@@ -232,6 +263,7 @@ class SimDisk:
     async def sync_directory(self, path: str) -> None:
         """Make the names in a folder durable."""
         await self._call(sync=True)
+        self.faults.check("sync", path)
         self.view.folder(path).inode.sync_names()
 
     async def free_bytes(self, path: str) -> int:
@@ -254,9 +286,11 @@ class SimDisk:
         inode = self.view.folder(path).inode
         watch = SimWatch(self._loop)
         inode.watchers.append(watch.put)
+        self.n_watches += 1
         try:
             yield watch
         finally:
+            self.n_watches -= 1
             if watch.put in inode.watchers:
                 inode.watchers.remove(watch.put)
 
@@ -271,7 +305,11 @@ class SimDisk:
             return None
         file = SimFile(self, self._loop, inode, path)
         self._locks[inode.number] = file
-        inode.replace(contents)
+        try:
+            inode.replace(contents)
+        except OSError:
+            file.close()
+            raise
         return file
 
     def unlock(self, file: "SimFile") -> None:
@@ -345,8 +383,22 @@ class SimDisk:
     async def pause(self, n_bytes: int = 0, *, sync: bool = False) -> None:
         """Let the time of one device operation pass; a dead process ends here."""
         low, high = _SYNC_S if sync else _CALL_S
-        await asyncio.sleep(self._chance.uniform(low, high) + n_bytes / _BYTES_PER_S)
+        lasts_s = low + (high - low) * self._chance.random() + n_bytes / _BYTES_PER_S
+        await asyncio.sleep(lasts_s + self.faults.extra_s(sync=sync))
+        if self.faults.is_stalled:
+            await self.faults.wait()
         self._loop.owner().check()
+
+    def sync_inode(self, inode: Inode, mark: int, path: str) -> None:
+        """Make what was written up to `mark` durable, unless that is to fail."""
+        self.faults.check_sync(inode.content, mark, path)
+        inode.content.sync(mark, self.faults.misdirect if self.faults.may_misdirect else None)
+
+    def note(self, path: str, offset: int, data: Data) -> None:
+        """Write down what is written, if the run is traced."""
+        trace = self._loop.trace
+        if trace is not None:
+            trace.add(self._loop.elapsed_ns, self._loop.owner().host, f"disk {path} {offset} {len(data)} {zlib.crc32(data):08x}")
 
     async def _call(self, n_bytes: int = 0, *, sync: bool = False) -> None:
         self._loop.owner().check()
@@ -374,11 +426,14 @@ class SimFile:
     async def read_at(self, offset: int, n_bytes: int) -> bytes:
         """Return up to `n_bytes` from `offset`."""
         await self._ready()
-        return bytes(self.inode.data[offset : offset + n_bytes])
+        self._disk.faults.check_read(self.inode, self._path, offset, n_bytes)
+        return self.inode.content.read(offset, n_bytes)
 
     async def append(self, data: Data) -> None:
         """Write all of `data` at the end."""
         await self._ready(len(data))
+        self._disk.faults.check("write", self._path)
+        self._disk.note(self._path, self.inode.content.size, data)
         self.inode.append(bytes(data))
         if self.inode.kind == "fifo":
             self.inode.notify("")
@@ -387,13 +442,15 @@ class SimFile:
 
     async def sync(self) -> None:
         """Make data and size durable."""
+        self._check()
+        mark = self.inode.content.mark()
         await self._ready(sync=True)
-        self.inode.sync_data()
+        self._disk.sync_inode(self.inode, mark, self._path)
 
     def size_bytes(self) -> int:
         """Return the size now."""
         self._check()
-        return len(self.inode.data)
+        return self.inode.content.size
 
     def close(self) -> None:
         """Close; twice is fine."""
@@ -413,7 +470,7 @@ class SimFile:
             raise ValueError("I/O operation on closed file")
 
     def _tell(self) -> None:
-        if self._disk.view.find(self._path) is not None:
+        if self._disk.n_watches and self._disk.view.find(self._path) is not None:
             self._disk.view.touched(self._path)
 
 
@@ -467,7 +524,7 @@ def _allocated(node: Node, seen: dict[int, None]) -> int:
     if inode.number in seen:
         return 0
     seen[inode.number] = None
-    total = -(-len(inode.data) // BLOCK_BYTES) * BLOCK_BYTES
+    total = -(-inode.content.size // BLOCK_BYTES) * BLOCK_BYTES
     if inode.kind == "directory":
         children = [node.lookup(name) for name in node.list_names()]
         total += BLOCK_BYTES + sum(_allocated(child, seen) for child in children if child is not None)

@@ -1,22 +1,32 @@
 """Inodes: the objects of a simulated file system, and what of them survives a crash.
 
-Each inode has two versions of what it holds: the present one and the durable one. `sync_data` copies the bytes over, `sync_names` the
-names of a folder. A crash makes the durable version the present one; what was never synced is as if it had not happened.
+Each inode has two versions of what it holds: the present one and the durable one. `sync_data` makes bytes durable (`content`),
+`sync_names` the names of a folder. A crash makes the durable version the present one.
 
-Legal behaviours at a crash today: everything that was not synced is lost (the worst that a kernel may do, always). A folder whose names
-are synced is reachable afterwards: the chain of names that leads to it is durable too, as journaling file systems keep it.
-Not yet: a seeded part of the unsynced survives, torn writes, bit rot, failing syncs.
+Legal behaviours at a crash: everything that was not synced is lost (the worst that a kernel may do), unless the file system has a
+`crash_chance`. Then a seeded part survives: of each file's bytes as `content` says; of the changes of names, the first so many, in the
+order in which they were made, as a journal of metadata keeps them, and a rename always as a whole. What one sync makes durable does not
+depend on that order. A folder whose names are synced is reachable afterwards: the chain of names that leads to it is durable too.
 """
 
 import errno
 import os
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final, Literal
+
+from isopod.world.sim.content import Content, Misdirect
 
 Kind = Literal["file", "directory", "symlink", "socket", "fifo", "device"]
 Watcher = Callable[[str], None]
 
+_Change = list[tuple["Inode", str, "Inode | None"]]
+"""Names that change together: the folder, the name, what it leads to."""
+
 OPAQUE: Final = "trusted.overlay.opaque"
+CHANGES_MAX: Final = 4096
+"""Changes of names that may wait to become durable by themselves."""
 BLOCK_BYTES: Final = 4096
 
 
@@ -34,7 +44,11 @@ class FileSystem:
         self.used_bytes = 0
         self.volatile = volatile
         self.now_ns = now_ns
+        self.crash_chance: random.Random | None = None
+        """What decides which part of the unsynced survives a crash; None: nothing does."""
         self._n_inodes = 1
+        self._changes: list[_Change] = []
+        self._change: _Change | None = None
         self.root = Inode(self, 1, "directory", 0o755)
         self.root.n_links = 1
 
@@ -49,8 +63,51 @@ class FileSystem:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self.used_bytes += n_bytes
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Let the changes of names in the block survive a crash all or not at all."""
+        if self._change is not None:
+            yield
+            return
+        self._change = []
+        try:
+            yield
+        finally:
+            change, self._change = self._change, None
+            self._remember(change)
+
+    def renamed(self, folder: "Inode", name: str, inode: "Inode | None") -> None:
+        """Note that a name of a folder leads elsewhere now, or nowhere."""
+        if self.crash_chance is not None:
+            if self._change is not None:
+                self._change.append((folder, name, inode))
+            else:
+                self._remember([(folder, name, inode)])
+
+    def settle(self, folder: "Inode") -> None:
+        """The names of a folder are durable: so is the other half of every change that concerns it."""
+        rest: list[_Change] = []
+        for change in self._changes:
+            if any(each[0] is folder for each in change):
+                _apply([change])
+            else:
+                rest.append(change)
+        self._changes = rest
+
+    def _remember(self, change: "_Change") -> None:
+        if change and self.crash_chance is not None:
+            self._changes.append(change)
+            if len(self._changes) > CHANGES_MAX:
+                _apply(self._changes[: CHANGES_MAX // 2])  # the kernel has written them by now
+                del self._changes[: CHANGES_MAX // 2]
+
     def crash(self) -> None:
-        """Return to what is durable."""
+        """Return to what is durable, and to what survives by chance."""
+        if self.crash_chance is not None:
+            how = self.crash_chance.random()
+            n_survive = 0 if how < 0.25 else len(self._changes) if how < 0.5 else self.crash_chance.randrange(len(self._changes) + 1)
+            _apply(self._changes[:n_survive])
+        self._changes.clear()
         if self.volatile:
             self.root.durable_names.clear()
         self.used_bytes = 0
@@ -62,9 +119,8 @@ class Inode:
     """A file, folder, link, socket, pipe or device. Owned by its file system."""
 
     __slots__ = (
-        "data",
+        "content",
         "device",
-        "durable_data",
         "durable_names",
         "file_system",
         "gid",
@@ -90,8 +146,7 @@ class Inode:
         self.gid = 0
         self.n_links = 0
         self.modified_at_ns = file_system.now_ns()
-        self.data = bytearray()
-        self.durable_data = b""
+        self.content = Content()
         self.names: dict[str, Inode] = {}
         self.durable_names: dict[str, Inode] = {}
         self.parent: Inode | None = None
@@ -101,11 +156,16 @@ class Inode:
         self.watchers: list[Watcher] = []
 
     @property
+    def data(self) -> bytearray:
+        """All bytes, not to be changed: see `write_at`, `replace`, `resize`."""
+        return self.content.whole()
+
+    @property
     def size_bytes(self) -> int:
         """The size as stat(2) gives it."""
         if self.kind == "symlink":
             return len(self.target)
-        return len(self.data) if self.kind == "file" else 0
+        return self.content.size if self.kind == "file" else 0
 
     @property
     def is_whiteout(self) -> bool:
@@ -117,44 +177,47 @@ class Inode:
         """Whether this folder hides the whole folder below it."""
         return self.xattrs.get(OPAQUE) == b"y"
 
-    def append(self, data: bytes) -> None:
-        """Add bytes at the end."""
-        if self.n_links:
-            self.file_system.charge(len(data))
-        self.data += data
-        self.modified_at_ns = self.file_system.now_ns()
+    def append(self, data: bytes) -> int:
+        """Add bytes at the end; returns the number of the change."""
+        return self.write_at(self.content.size, data)
 
     def replace(self, data: bytes) -> None:
         """Set the bytes."""
         if self.n_links:
-            self.file_system.charge(len(data) - len(self.data))
-        self.data[:] = data
+            self.file_system.charge(len(data) - self.content.size)
+        self.fill(data)
         self.modified_at_ns = self.file_system.now_ns()
 
-    def write_at(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """Set bytes at a place; what lies between it and the present end becomes zeros."""
-        n_more = max(0, offset + len(data) - len(self.data))
+    def fill(self, data: bytes) -> None:
+        """Set the bytes of an inode that is not in use yet: nothing is charged."""
+        if self.content.size:
+            self.content.resize(0)
+        if data:
+            self.content.write(0, bytes(data))
+
+    def write_at(self, offset: int, data: bytes | bytearray | memoryview) -> int:
+        """Set bytes at a place; what lies between it and the present end becomes zeros. Returns the number of the change."""
         if self.n_links:
-            self.file_system.charge(n_more)
-        self.data += bytes(n_more)
-        self.data[offset : offset + len(data)] = data
+            self.file_system.charge(max(0, offset + len(data) - self.content.size))
         self.modified_at_ns = self.file_system.now_ns()
+        return self.content.write(offset, bytes(data))
 
     def resize(self, n_bytes: int) -> None:
         """Cut, or extend with zeros."""
+        if n_bytes == self.content.size:
+            return
         if self.n_links:
-            self.file_system.charge(n_bytes - len(self.data))
-        if n_bytes < len(self.data):
-            del self.data[n_bytes:]
-        self.data += bytes(n_bytes - len(self.data))
+            self.file_system.charge(n_bytes - self.content.size)
+        self.content.resize(n_bytes)
         self.modified_at_ns = self.file_system.now_ns()
 
     def attach(self, name: str, inode: "Inode") -> None:
         """Give `inode` a name in this folder. An inode of that name loses it."""
         if inode.n_links == 0:
-            self.file_system.charge(len(inode.data))
+            self.file_system.charge(inode.content.size)
         self._drop(self.names.get(name))
         self.names[name] = inode
+        self.file_system.renamed(self, name, inode)
         inode.n_links += 1
         if inode.kind == "directory":
             inode.parent = self
@@ -164,6 +227,7 @@ class Inode:
     def detach(self, name: str) -> None:
         """Take a name out of this folder."""
         self._drop(self.names.pop(name))
+        self.file_system.renamed(self, name, None)
         self.modified_at_ns = self.file_system.now_ns()
         self.notify(name)
 
@@ -172,12 +236,13 @@ class Inode:
         for watcher in list(self.watchers):
             watcher(name)
 
-    def sync_data(self) -> None:
-        """Make bytes and size durable."""
-        self.durable_data = bytes(self.data)
+    def sync_data(self, mark: int | None = None, misdirect: Misdirect | None = None) -> None:
+        """Make bytes and size durable; see `Content.sync`."""
+        self.content.sync(mark, misdirect)
 
     def sync_names(self) -> None:
         """Make the names in this folder durable, and the way to it."""
+        self.file_system.settle(self)
         self.durable_names = dict(self.names)
         node = self
         while node.parent is not None:
@@ -192,7 +257,9 @@ class Inode:
         while todo:
             inode = todo.pop()
             inode.sync_data()
-            inode.durable_names = dict(inode.names)
+            if inode.kind == "directory":
+                self.file_system.settle(inode)
+                inode.durable_names = dict(inode.names)
             todo.extend(inode.names.values())
 
     def restore(self, seen: "dict[int, Inode]") -> None:
@@ -202,8 +269,12 @@ class Inode:
         seen[self.number] = self
         self.n_links = 0
         self.watchers.clear()
-        self.data[:] = self.durable_data
-        self.file_system.used_bytes += len(self.data)
+        chance = self.file_system.crash_chance
+        if chance is None:
+            self.content.lose()
+        else:
+            self.content.survive(chance)
+        self.file_system.used_bytes += self.content.size
         self.names = dict(self.durable_names)
         for inode in self.names.values():
             inode.restore(seen)
@@ -214,4 +285,14 @@ class Inode:
             return
         inode.n_links -= 1
         if inode.n_links == 0:
-            inode.file_system.charge(-len(inode.data))
+            inode.file_system.charge(-inode.content.size)
+
+
+def _apply(changes: list[_Change]) -> None:
+    """Make changes of names durable."""
+    for change in changes:
+        for folder, name, inode in change:
+            if inode is None:
+                folder.durable_names.pop(name, None)
+            else:
+                folder.durable_names[name] = inode

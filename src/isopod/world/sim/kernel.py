@@ -2,6 +2,7 @@
 
 Legal behaviours: every call takes a small seeded time and takes effect at one instant; errors are the kernel's (EEXIST, ENOENT, ENODEV,
 EBUSY, EINVAL). Objects outlive the node that made them, as on the host; a power cut ends them all. Overlays are seen through the disk.
+Faults, only when a test asks for them: the next calls fail (`fail_next`), every call takes longer (`delay_s`).
 
 Not modelled: packets, CPU time beyond what simulated programs charge, more than one mount namespace (a pinned one shows the same tree).
 """
@@ -58,8 +59,15 @@ class SimKernel:
         self._table = table
         self._namespaces: dict[Inode, NetworkNamespace] = {}
         self._pins: list[str] = []
+        self._failures: list[int] = []
+        self.delay_s = 0.0
+        """What every call takes longer."""
 
     # -- faults and inspection -------------------------------------------------------------------------------------------------------
+
+    def fail_next(self, number: int, *, times: int = 1) -> None:
+        """Let the next calls fail with that errno, having changed nothing."""
+        self._failures += [number] * times
 
     def reset(self) -> None:
         """Lose everything: the machine lost its power. The process table and the disk are the caller's."""
@@ -319,8 +327,10 @@ class SimKernel:
 
     async def _call(self) -> None:
         self._loop.owner().check()
-        await asyncio.sleep(self._chance.uniform(*_CALL_S))
+        await asyncio.sleep(self._chance.uniform(*_CALL_S) + self.delay_s)
         self._loop.owner().check()
+        if self._failures:
+            fail(self._failures.pop(0), "simulated kernel")
 
     def _family(self, cgroup: str) -> list[Group]:
         """Return a group and all below it, parents first."""

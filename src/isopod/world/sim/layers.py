@@ -208,7 +208,7 @@ def _place_new(folder: Inode, name: str, entry: tarfile.TarInfo, tar: bytes) -> 
         inode = old if old is not None and old.kind == "directory" else folder.file_system.new("directory", 0o755)
     elif entry.isreg():
         inode = folder.file_system.new("file", 0o644)
-        inode.data[:] = tar[entry.offset_data : entry.offset_data + entry.size]
+        inode.fill(tar[entry.offset_data : entry.offset_data + entry.size])
     elif entry.issym():
         inode = folder.file_system.new("symlink", 0o777)
         inode.target = entry.linkname

@@ -7,34 +7,42 @@ Legal behaviours, all drawn from one stream of the world's seed:
   which asyncio promises and protocols rely on; only their place between the tasks varies.
 - Scheduling groups change nothing in that order: the loop counts their steps, and `need_preempt` says yes at every eighth question.
 - `run_in_executor` runs the function in the loop's thread, a seeded delay later. There are no threads, sockets, signals or children.
+- What a process does that hangs (`hang`) is laid aside until it goes on (`resume`), in order; what a buried one left is dropped.
+- The clock of `time` and of timers is that of the machine whose process asks: it may drift (`world.sim.clock`).
 
 It refuses to hang: with nothing ready and no timer left it raises `Deadlock`, and over `n_events_max` events `Runaway`.
 Nothing here iterates a set or orders by `id()`. Sources: asyncio's `BaseEventLoop`, whose `_run_once` is replaced (Python 3.11 to 3.13).
+
+One event costs one to two microseconds: handles are made without asyncio's debugging, one ready handle is not shuffled, owners are only
+looked at once one of them has hung or died, and nothing is formatted unless the run is traced.
 """
 
 import asyncio
-import hashlib
 import heapq
 import random
-from asyncio import events
+from asyncio import events, format_helpers
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
-from contextvars import Context
+from contextvars import Context, copy_context
 from typing import Any, Final, TypeVar, TypeVarTuple, Unpack
 
 from isopod.world.errors import Exhausted
 from isopod.world.loops import CURRENT, GROUPS_MAX, MAIN, GroupLoop, GroupStatistics, SchedulingGroup, Stall, TaskFacts
 from isopod.world.sim.owners import OWNER, Owner
+from isopod.world.sim.trace import LineSink, Trace
 
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
 TURN_NS: Final = 1_000
 """What one turn of the loop costs: without it a task that polls with `sleep(0)` would never see time pass."""
 EVENTS_MAX: Final = 10_000_000
+_FOREVER_S: Final = 1e10
+"""Later than any timer; `asyncio.sleep(math.inf)` waits as long."""
 _EXECUTOR_DELAY_S_MAX: Final = 0.001
 _CANCELLED_TIMERS_MIN: Final = 128
 _ROOT_PID: Final = 4242
 _PREEMPT_EVERY: Final = 8
+_Task: Final = asyncio.Task
 
 
 class Deadlock(RuntimeError):
@@ -43,6 +51,40 @@ class Deadlock(RuntimeError):
 
 class Runaway(RuntimeError):
     """More events ran than any honest scenario needs."""
+
+
+class _Handle(events.Handle):
+    """asyncio's, made without looking whether it is being debugged."""
+
+    __slots__ = ()
+
+    def __init__(self, callback: Callable[..., object], args: tuple[Any, ...], loop: "SimLoop", context: Context | None) -> None:
+        self._context = copy_context() if context is None else context
+        self._loop = loop
+        self._callback = callback
+        self._args = args
+        self._cancelled = False
+        self._repr = None
+        self._source_traceback = None
+
+
+class _TimerHandle(events.TimerHandle):
+    """The same for a timer."""
+
+    __slots__ = ()
+
+    def __init__(
+        self, when: float, callback: Callable[..., object], args: tuple[Any, ...], loop: "SimLoop", *, context: Context | None
+    ) -> None:
+        self._context = copy_context() if context is None else context
+        self._loop = loop
+        self._callback = callback
+        self._args = args
+        self._cancelled = False
+        self._repr = None
+        self._source_traceback = None
+        self._when = when
+        self._scheduled = True
 
 
 class _NoWatch:
@@ -62,6 +104,7 @@ class SimLoop(GroupLoop, asyncio.BaseEventLoop):
 
     _ready: deque[asyncio.Handle]
     _stopping: bool
+    _closed: bool
 
     def __init__(self, chance: random.Random, *, n_events_max: int = EVENTS_MAX) -> None:
         super().__init__()
@@ -70,12 +113,18 @@ class SimLoop(GroupLoop, asyncio.BaseEventLoop):
         self.n_events_max = n_events_max
         self.root = Owner(_ROOT_PID, "root")
         self.undertaker = Owner(0, "undertaker", outside=True)
+        self.trace: Trace | None = None
+        """Where events are written down; None while nobody asked for it."""
+        self.outside = Context()
+        """The context of events that belong to no process: what is on its way between machines."""
+        self.outside.run(OWNER.set, self.undertaker)
         self._chance = chance
-        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._timers: list[tuple[int, int, asyncio.TimerHandle]] = []
         self._n_timers = 0
         self._n_cancelled_timers = 0
         self._owners: list[Owner] = [self.root]
-        self._trace: Any = None
+        self._looks_at_owners = False
+        self._has_drift = False
         self._n_turns = 0
         self._n_preempt_asked = 0
         self._group_steps: dict[SchedulingGroup, int] = {}
@@ -84,8 +133,16 @@ class SimLoop(GroupLoop, asyncio.BaseEventLoop):
     # -- time and owners -------------------------------------------------------------------------------------------------------------
 
     def time(self) -> float:
-        """Return virtual seconds since the simulation began."""
+        """Return virtual seconds since the simulation began, by the clock of the machine whose process asks."""
+        if self._has_drift:
+            time = OWNER.get(self.root).time
+            if time is not None:
+                return time.at(self.elapsed_ns) / 1e9
         return self.elapsed_ns / 1e9
+
+    def follow_drift(self) -> None:
+        """Look at machines' own clocks from now on. Called when the first of them drifts."""
+        self._has_drift = True
 
     def owner(self) -> Owner:
         """Return the process whose code is running."""
@@ -99,6 +156,21 @@ class SimLoop(GroupLoop, asyncio.BaseEventLoop):
     def owners(self) -> list[Owner]:
         """Return the owners that are not buried, oldest first."""
         return [each for each in self._owners if not each.buried]
+
+    def watch_owners(self) -> None:
+        """Look from now on whether who would run hangs or is buried. Called when the first process ends."""
+        self._looks_at_owners = True
+
+    def hang(self, owner: Owner) -> None:
+        """Let nothing run any more in the name of a process, until `resume`."""
+        self._looks_at_owners = True
+        owner.is_hung = True
+
+    def resume(self, owner: Owner) -> None:
+        """Let a process go on: what was laid aside runs now, in the order in which it would have."""
+        owner.is_hung = False
+        parked, owner.parked = owner.parked, []
+        self._ready.extend(parked)
 
     # -- scheduling groups -----------------------------------------------------------------------------------------------------------
 
@@ -160,35 +232,66 @@ class SimLoop(GroupLoop, asyncio.BaseEventLoop):
 
     # -- trace -----------------------------------------------------------------------------------------------------------------------
 
-    def start_trace(self) -> None:
-        """Begin to hash every event: its time and what runs."""
-        self._trace = hashlib.sha256()
+    def start_trace(self, write: LineSink | None = None) -> None:
+        """Begin to hash every event: its time, its machine and what runs; and what is sent and stored, where ports note that.
+
+        Args:
+            write: Gets the lines too, in batches; see `world.sim.trace`.
+        """
+        self.trace = Trace(write)
 
     def trace_digest(self) -> str:
         """Return the digest of the events since `start_trace`: equal for equal seeds, in any process."""
-        if self._trace is None:
+        if self.trace is None:
             raise RuntimeError("no trace was started")
-        return str(self._trace.hexdigest())
+        return self.trace.digest()
 
     # -- scheduling ------------------------------------------------------------------------------------------------------------------
+
+    def call_soon(self, callback: Callable[[Unpack[_Ts]], object], *args: *_Ts, context: Context | None = None) -> asyncio.Handle:
+        """Run a callback in the next turn."""
+        if self._closed:
+            raise RuntimeError("Event loop is closed")
+        handle = _Handle(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
 
     def call_at(
         self, when: float, callback: Callable[[Unpack[_Ts]], object], *args: *_Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """Schedule a callback; those of equal time keep the order of scheduling."""
-        if self.is_closed():
-            raise RuntimeError("Event loop is closed")
-        timer = events.TimerHandle(when, callback, args, self, context)
-        self._n_timers += 1
-        heapq.heappush(self._timers, (when, self._n_timers, timer))
-        timer._scheduled = True  # type: ignore[attr-defined]
-        return timer
+        at_s = when
+        if self._has_drift:
+            time = OWNER.get(self.root).time
+            if time is not None:
+                at_s = time.when_s(when)
+        return self._schedule(round(min(at_s, _FOREVER_S) * 1e9), _TimerHandle(when, callback, args, self, context=context))
 
     def call_later(
         self, delay: float, callback: Callable[[Unpack[_Ts]], object], *args: *_Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """Schedule a callback after `delay` virtual seconds."""
-        return self.call_at(self.time() + delay, callback, *args, context=context)
+        if self._has_drift:
+            return self.call_at(self.time() + delay, callback, *args, context=context)
+        at_ns = self.elapsed_ns + round(min(delay, _FOREVER_S) * 1e9)
+        return self._schedule(at_ns, _TimerHandle(at_ns / 1e9, callback, args, self, context=context))
+
+    def call_at_ns(self, at_ns: int, callback: Callable[..., object], *args: object, context: Context | None = None) -> asyncio.TimerHandle:
+        """Schedule a callback at an instant of the simulation, whatever a machine's clock says. For the World's own events."""
+        return self._schedule(at_ns, _TimerHandle(at_ns / 1e9, callback, args, self, context=context))
+
+    def push(self, at_ns: int, timer: asyncio.TimerHandle) -> None:
+        """Schedule a timer of `call_at_ns` once more; it has run, and nobody cancelled it."""
+        timer._scheduled = True  # type: ignore[attr-defined]
+        self._n_timers += 1
+        heapq.heappush(self._timers, (at_ns, self._n_timers, timer))
+
+    def _schedule(self, at_ns: int, timer: asyncio.TimerHandle) -> asyncio.TimerHandle:
+        if self._closed:
+            raise RuntimeError("Event loop is closed")
+        self._n_timers += 1
+        heapq.heappush(self._timers, (at_ns, self._n_timers, timer))
+        return timer
 
     def create_task(
         self,
@@ -226,77 +329,102 @@ class SimLoop(GroupLoop, asyncio.BaseEventLoop):
     # -- the turn --------------------------------------------------------------------------------------------------------------------
 
     def _run_once(self) -> None:
-        if not self._ready and not self._stopping:
+        ready, timers = self._ready, self._timers
+        if not ready and not self._stopping:
             self._jump()
-        self.elapsed_ns += TURN_NS
+        limit = self.elapsed_ns = self.elapsed_ns + TURN_NS
         self._n_turns += 1
-        self._collect_due()
-        batch = deque(self._ordered())
-        self._ready.clear()
+        while timers and timers[0][0] <= limit:
+            timer = heapq.heappop(timers)[2]
+            timer._scheduled = False  # type: ignore[attr-defined]
+            if timer._cancelled:
+                self._n_cancelled_timers -= 1
+            else:
+                ready.append(timer)
+        if len(ready) == 1:
+            self._run_handle(ready.popleft())
+            return
+        batch = list(ready)
+        ready.clear()
+        self._order(batch)
+        n_begun = 0
         try:
-            while batch:
-                self._run_handle(batch.popleft())
+            for handle in batch:
+                n_begun += 1
+                self._run_handle(handle)
         finally:
-            self._ready.extendleft(reversed(batch))
+            if n_begun < len(batch):
+                ready.extendleft(reversed(batch[n_begun:]))
 
     def _run_handle(self, handle: asyncio.Handle) -> None:
-        if handle.cancelled() or _owner_of(handle, self.root).buried:
+        if handle._cancelled:
             return
-        self.n_events += 1
-        if self.n_events > self.n_events_max:
-            raise Runaway(f"{self.n_events_max} events ran; last: {_describe(handle)}; virtual time {self.time():.6f} s")
-        if self._trace is not None:
-            self._trace.update(f"{self.elapsed_ns} {_describe(handle)}\n".encode())
-        if self._group_steps:
-            group = handle._context.get(CURRENT, MAIN)  # type: ignore[attr-defined]
-            self._group_steps[group if group in self._group_steps else MAIN] += 1
-        handle._run()
+        context: Context = handle._context  # type: ignore[attr-defined]
+        if self._looks_at_owners:
+            owner = context.get(OWNER, self.root)
+            if owner.buried:
+                return
+            if owner.is_hung:
+                owner.parked.append(handle)
+                return
+        self.n_events = n_events = self.n_events + 1
+        if n_events > self.n_events_max:
+            raise Runaway(f"{self.n_events_max} events ran; last: {_describe(handle)}; virtual time {self.elapsed_ns / 1e9:.6f} s")
+        if self.trace is not None:
+            self.trace.add(self.elapsed_ns, context.get(OWNER, self.root).host, _describe(handle))
+        steps = self._group_steps
+        if steps:
+            group = context.get(CURRENT, MAIN)
+            steps[group if group in steps else MAIN] += 1
+        try:
+            context.run(handle._callback, *handle._args)  # type: ignore[attr-defined]
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # noqa: BLE001 - the root of every callback, as in asyncio's Handle
+            what = format_helpers._format_callback_source(handle._callback, handle._args)  # type: ignore[attr-defined]
+            self.call_exception_handler({"message": f"Exception in callback {what}", "exception": error, "handle": handle})
 
-    def _ordered(self) -> list[asyncio.Handle]:
+    def _order(self, batch: list[asyncio.Handle]) -> None:
         """Shuffle the ready batch, then put the plain callbacks back into their own order."""
-        batch = list(self._ready)
-        if len(batch) < 2:
-            return batch
-        plain = iter([handle for handle in batch if _task_of(handle) is None])
-        self._chance.shuffle(batch)
-        return [handle if _task_of(handle) is not None else next(plain) for handle in batch]
+        plain = [handle for handle in batch if _task_of(handle) is None]
+        if len(plain) == len(batch) or len(batch) < 2:
+            return
+        chance = self._chance.random
+        for last in range(len(batch) - 1, 0, -1):
+            other = int(chance() * (last + 1))
+            batch[last], batch[other] = batch[other], batch[last]
+        if plain:
+            rest = iter(plain)
+            batch[:] = [handle if _task_of(handle) is not None else next(rest) for handle in batch]
 
     def _jump(self) -> None:
         """Move time to the next timer that still counts."""
-        while self._timers:
-            when, _, timer = self._timers[0]
-            if not timer.cancelled() and not _owner_of(timer, self.root).buried:
-                self.elapsed_ns = max(self.elapsed_ns, round(when * 1e9))
+        timers = self._timers
+        while timers:
+            at_ns, _, timer = timers[0]
+            if not timer._cancelled and not (self._looks_at_owners and _owner_of(timer, self.root).buried):
+                self.elapsed_ns = max(self.elapsed_ns, at_ns)
                 return
-            self._pop_timer()
+            heapq.heappop(timers)
+            timer._scheduled = False  # type: ignore[attr-defined]
+            self._n_cancelled_timers -= timer._cancelled
         raise Deadlock(self._explain())
 
-    def _collect_due(self) -> None:
-        limit = self.time() + 1e-9
-        while self._timers and self._timers[0][0] <= limit:
-            timer = self._pop_timer()
-            if not timer.cancelled():
-                self._ready.append(timer)
-
-    def _pop_timer(self) -> asyncio.TimerHandle:
-        timer = heapq.heappop(self._timers)[2]
-        timer._scheduled = False  # type: ignore[attr-defined]
-        if timer.cancelled():
-            self._n_cancelled_timers -= 1
-        return timer
-
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """Called by `TimerHandle.cancel` for a timer that is scheduled; sweeps when half the heap is dead."""
+        """Called by `TimerHandle.cancel`, also for a timer that ran; sweeps when half the heap is dead."""
+        if not handle._scheduled:  # type: ignore[attr-defined]
+            return
         self._n_cancelled_timers += 1
         if self._n_cancelled_timers > _CANCELLED_TIMERS_MIN and 2 * self._n_cancelled_timers > len(self._timers):
-            self._timers = [entry for entry in self._timers if not entry[2].cancelled()]
+            self._timers = [entry for entry in self._timers if not entry[2]._cancelled]
             heapq.heapify(self._timers)
             self._n_cancelled_timers = 0
 
     def _explain(self) -> str:
-        lines = [f"deadlock at virtual time {self.time():.6f} s: nothing is ready, no timer remains; pending tasks:"]
+        lines = [f"deadlock at virtual time {self.elapsed_ns / 1e9:.6f} s: nothing is ready, no timer remains; pending tasks:"]
         for owner in self.owners():
-            lines += [f"  {owner.name}[{owner.pid}]: {_describe_task(task)}" for task in owner.pending()]
+            where = f"{owner.host}:" * bool(owner.host) + f"{owner.name}[{owner.pid}]" + " (hung)" * owner.is_hung
+            lines += [f"  {where}: {_describe_task(task)}" for task in owner.pending()]
         return "\n".join(lines)
 
     def _write_to_self(self) -> None:
@@ -308,6 +436,8 @@ class SimLoop(GroupLoop, asyncio.BaseEventLoop):
     def close(self) -> None:
         """Close, dropping every timer."""
         self._timers.clear()
+        if self.trace is not None:
+            self.trace.flush()
         super().close()
 
 
@@ -325,7 +455,7 @@ def _fulfil(future: asyncio.Future[Any], func: Callable[..., Any], args: tuple[A
 def _task_of(handle: asyncio.Handle) -> "asyncio.Task[Any] | None":
     """Return the task a handle steps or wakes, or None for a plain callback."""
     owner = getattr(handle._callback, "__self__", None)  # type: ignore[attr-defined]
-    return owner if isinstance(owner, asyncio.Task) else None
+    return owner if isinstance(owner, _Task) else None
 
 
 def _owner_of(handle: asyncio.Handle, root: Owner) -> Owner:
@@ -338,7 +468,7 @@ def _describe(handle: asyncio.Handle) -> str:
     if task is not None:
         return getattr(task.get_coro(), "__qualname__", "task")
     callback = handle._callback  # type: ignore[attr-defined]
-    return getattr(callback, "__qualname__", type(callback).__qualname__)
+    return getattr(callback, "__qualname__", None) or type(callback).__qualname__
 
 
 def _describe_task(task: "asyncio.Task[Any]") -> str:

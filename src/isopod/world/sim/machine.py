@@ -3,11 +3,12 @@
 Programs use these directly, without the ports: they are part of the World, not of what is tested in it.
 """
 
-import random
+from random import Random
 from typing import Final
 
 from isopod.world.sim.clock import SimClock
 from isopod.world.sim.disk import SimDisk
+from isopod.world.sim.fabric import Station
 from isopod.world.sim.inodes import FileSystem
 from isopod.world.sim.kernel import SimKernel
 from isopod.world.sim.loop import SimLoop
@@ -35,19 +36,24 @@ class Machine:
     """The computer.
 
     Args:
-        seed: Decides everything.
-        n_events_max: Bound on events of the loop.
+        loop: The loop, which machines share that can reach each other.
+        random: Its chance.
+        station: Where it is on a network with others, or None.
     """
 
-    def __init__(self, seed: int, *, n_events_max: int) -> None:
-        self.random = SimRandom(seed)
-        self.loop = SimLoop(self.random.stream("loop"), n_events_max=n_events_max)
+    def __init__(self, loop: SimLoop, random: SimRandom, station: Station | None = None) -> None:
+        self.random = random
+        self.loop = loop
+        self.station = station
+        self.name = "" if station is None else station.name
         self.clock = SimClock(self.loop)
         self.device = FileSystem(DISK_BYTES, self.clock.now_ns)
         self.view = plain_view(self.device.root)
-        self.table = ProcessTable(self.loop)
-        self.disk = SimDisk(self.loop, self.random.stream("disk"), self.view, self.device)
-        self.network = SimNetwork(self.loop, self.random.stream("network"), self.view, self.clock)
+        self.table = ProcessTable(self.loop, host=self.name, time=self.clock.time)
+        self.disk = SimDisk(
+            self.loop, self.random.stream("disk"), view=self.view, device=self.device, faults_chance=self.random.stream("disk faults")
+        )
+        self.network = SimNetwork(self.loop, self.random.stream("network"), view=self.view, clock=self.clock, station=station)
         self.processes = SimProcesses(self.loop, self.random.stream("processes"), self.view, self.table)
         self.kernel = SimKernel(self.loop, self.random.stream("kernel"), self.view, self.table)
         self.pages = SimPages()
@@ -56,12 +62,13 @@ class Machine:
         self._furnish()
 
     @property
-    def chance(self) -> random.Random:
+    def chance(self) -> Random:
         """Chance for simulated programs."""
         return self.random.stream("programs")
 
     def power_cut(self) -> None:
-        """Lose power and boot again: every process ends, the kernel forgets, the disk keeps what was durable."""
+        """Lose power and boot again: every process ends, the kernel forgets, the disk keeps what was durable, and what faults let it."""
+        self.network.vanish()
         self.table.kill_all()
         self.kernel.reset()
         self.disk.crash()

@@ -6,7 +6,8 @@ and its connections close, but the socket's file stays behind, as on the host. N
 (`names`); a name that somebody listens on needs no entry. TLS is the real one (`tls_stream`), with the simulation's clock.
 
 Legal behaviours: small seeded delays before a connection stands and before bytes arrive (`streams`, `packets`, `udp`). `refuse_next` makes
-the next connection attempts fail, `hang_next` keeps them from ever being answered. Not yet: latency by link, loss, partitions of streams.
+the next connection attempts fail, `hang_next` keeps them from ever being answered. A machine among others (`SimCluster`) has an address and
+a name: what goes to another one passes the `fabric`, with all that may happen there; addresses that are not its own cannot be bound.
 """
 
 import asyncio
@@ -30,18 +31,24 @@ from isopod.world.network import (
 )
 from isopod.world.network import Network as NetworkPort
 from isopod.world.sim.clock import SimClock
+from isopod.world.sim.dial import dial
+from isopod.world.sim.fabric import Link, Station
 from isopod.world.sim.inodes import Inode
 from isopod.world.sim.loop import SimLoop
 from isopod.world.sim.names import Names
 from isopod.world.sim.owners import Owner
 from isopod.world.sim.packets import PacketEnd, PacketListener, PacketQueue
-from isopod.world.sim.streams import Pipe, StreamEnd
+from isopod.world.sim.pipe import Pipe
+from isopod.world.sim.streams import StreamEnd
 from isopod.world.sim.tls import SimTls
 from isopod.world.sim.udp import SimDatagrams, SimUdpTransport
 from isopod.world.sim.view import View, fail
+from isopod.world.sim.wires import Wire
 
 _ANY_HOSTS: Final = ("0.0.0.0", "::", "")  # noqa: S104 - names in memory
+_OWN_HOST: Final = "127.0.0.1"
 _FIRST_EPHEMERAL_PORT: Final = 32768
+_LAST_EPHEMERAL_PORT: Final = 60999
 _CONNECT_S: Final = (10e-6, 200e-6)
 _UNIX_PATH_BYTES_MAX: Final = 107
 
@@ -56,12 +63,22 @@ class SimListener:
         owner: The process that listens.
         mode: Permission bits of the socket's file.
         gid: Its group, or None.
+        options: Of the connections it accepts.
     """
 
     def __init__(
-        self, network: "SimNetwork", address: Address, factory: ProtocolFactory, *, owner: Owner, mode: int, gid: int | None
+        self,
+        network: "SimNetwork",
+        address: Address,
+        factory: ProtocolFactory,
+        *,
+        owner: Owner,
+        mode: int,
+        gid: int | None,
+        options: TcpOptions | None = None,
     ) -> None:
         self.factory = factory
+        self.options = options
         self.owner = owner
         self.mode = mode
         self.gid = gid
@@ -96,9 +113,10 @@ class SimNetwork:
         chance: The stream for delays and splits.
         view: Where Unix sockets have their files.
         clock: The time certificates are judged by.
+        station: Where the machine is on a network with others, or None.
     """
 
-    def __init__(self, loop: SimLoop, chance: random.Random, view: View, clock: SimClock) -> None:
+    def __init__(self, loop: SimLoop, chance: random.Random, *, view: View, clock: SimClock, station: Station | None = None) -> None:
         self._loop = loop
         self._chance = chance
         self._view = view
@@ -108,10 +126,13 @@ class SimNetwork:
         self._refusals: list[int] = []
         self._n_hangs = 0
         self._tls = SimTls(clock)
-        self.names = Names(loop)
+        self._station = station
+        self.names = Names(loop, None if station is None else station.fabric)
         """What names resolve to; see `Names.set`."""
-        self.datagrams = SimDatagrams(loop, chance)
-        """UDP; `loss` and `duplication` are chances between 0 and 1."""
+        self.datagrams = SimDatagrams(loop, chance, station)
+        """UDP; `loss` and `duplication` are chances between 0 and 1, for what stays on this machine."""
+        if station is not None:
+            station.network = self
 
     # -- faults and inspection -------------------------------------------------------------------------------------------------------
 
@@ -127,6 +148,13 @@ class SimNetwork:
         """Return the open stream listeners, oldest first."""
         found = [each for each in self._unix.values() if isinstance(each, SimListener)]
         return [each for each in (*found, *self._tcp.values()) if each.is_open]
+
+    def vanish(self) -> None:
+        """The machine loses power: its connections to others are gone, and nobody is told."""
+        if self._station is not None:
+            for wire in list(self._station.wires.values()):
+                if wire.writer is not None:
+                    wire.writer.vanish()
 
     # -- the port --------------------------------------------------------------------------------------------------------------------
 
@@ -153,7 +181,7 @@ class SimNetwork:
             self._unix[inode] = listener
             return listener
         bound = self._bind_port(address)
-        listener = SimListener(self, bound, factory, owner=self._loop.owner(), mode=mode, gid=gid)
+        listener = SimListener(self, bound, factory, owner=self._loop.owner(), mode=mode, gid=gid, options=options)
         self._tcp[bound] = listener
         return listener
 
@@ -167,17 +195,30 @@ class SimNetwork:
             await self._loop.create_future()
         if self._refusals:
             fail(self._refusals.pop(0), str(address))
-        listener = self._find_unix(address.path) if isinstance(address, UnixAddress) else await self._find_host(address)
-        if listener is None or not listener.is_open:
-            fail(errno.ECONNREFUSED, address.path if isinstance(address, UnixAddress) else f"{address.host}:{address.port}")
-        if not isinstance(listener, SimListener):
-            fail(errno.EPROTOTYPE, str(address))
+        if isinstance(address, UnixAddress):
+            return await self._begin(_listening(self._find_unix(address.path), address.path), factory, address, tls=tls)
+        if self._station is None or self._is_here(address.host):
+            found = await self._find_host(address)
+            return await self._begin(_listening(found, f"{address.host}:{address.port}"), factory, address, tls=tls)
+        numeric = (await self.names.resolve(address.host, address.port))[0]
+        listener, link = await dial(self._loop, self._station, numeric.host, numeric.port)
+        return await self._begin(listener, factory, address, tls=tls, wires=self._lay(link, listener, options))
+
+    async def _begin(
+        self,
+        listener: SimListener,
+        factory: ProtocolFactory,
+        address: Address,
+        *,
+        tls: ClientTls | None,
+        wires: tuple[Wire, Wire] | None = None,
+    ) -> tuple[asyncio.Transport, asyncio.BaseProtocol]:
         protocol = factory()
         if tls is None:
-            return self._join(listener, protocol), protocol
+            return self._join(listener, protocol, wires), protocol
         host = None if isinstance(address, UnixAddress) else address.host
         stream, done = self._tls.client(protocol, tls, host)
-        below = self._join(listener, stream)
+        below = self._join(listener, stream, wires)
         try:
             await done
         except BaseException:
@@ -253,6 +294,8 @@ class SimNetwork:
         return inode
 
     def _bind_port(self, address: TcpAddress) -> TcpAddress:
+        if self._station is not None and not self._is_here(address.host):
+            fail(errno.EADDRNOTAVAIL, f"{address.host}:{address.port}")
         port = address.port or self._free_port()
         for (host, taken), listener in self._tcp.items():
             overlaps = host == address.host or host in _ANY_HOSTS or address.host in _ANY_HOSTS
@@ -262,8 +305,8 @@ class SimNetwork:
 
     def _free_port(self) -> int:
         taken = [port for _, port in self._tcp]
-        while self._next_port in taken:
-            self._next_port += 1
+        while self._next_port in taken or self._next_port > _LAST_EPHEMERAL_PORT:
+            self._next_port = _FIRST_EPHEMERAL_PORT if self._next_port > _LAST_EPHEMERAL_PORT else self._next_port + 1
         self._next_port += 1
         return self._next_port - 1
 
@@ -271,33 +314,54 @@ class SimNetwork:
         node = self._view.node(path)
         return self._unix.get(node.inode) if node.inode.kind == "socket" else None
 
-    def _find_tcp(self, address: TcpAddress) -> SimListener | None:
-        for host in (address.host, *_ANY_HOSTS):
-            found = self._tcp.get((host, address.port))
+    def find_tcp(self, host: str, port: int) -> SimListener | None:
+        """Return who listens at an address of this machine."""
+        for each in (host, *_ANY_HOSTS):
+            found = self._tcp.get((each, port))
             if found is not None and found.is_open:
                 return found
         return None
 
+    def _is_here(self, host: str) -> bool:
+        """Return whether an address or name is this machine's own."""
+        own = () if self._station is None else (self._station.address, self._station.name)
+        return host in (*_ANY_HOSTS, *own, "localhost", "::1") or host.startswith("127.")
+
     async def _find_host(self, address: TcpAddress) -> SimListener | None:
         """Find who listens on a name, or on one of the addresses it resolves to."""
-        found = self._find_tcp(address)
+        found = self.find_tcp(*address)
         if found is not None or not self.names.knows(address.host):
             return found
         for numeric in await self.names.resolve(address.host, address.port):
-            found = found or self._find_tcp(numeric)
+            found = found or self.find_tcp(*numeric)
         return found
 
-    def _join(self, listener: SimListener, protocol: asyncio.BaseProtocol) -> StreamEnd:
-        client, server = self._pair(listener, self._loop.owner())
-        self._loop.call_soon(_accept, listener, server, context=listener.context)
+    def _lay(self, link: Link, listener: SimListener, options: TcpOptions | None) -> tuple[Wire, Wire]:
+        """Make both directions of a connection to another machine."""
+        there, back = Wire(self._loop, link, options), Wire(self._loop, link.back, listener.options)
+        there.peer, back.peer = back, there
+        return there, back
+
+    def _join(self, listener: SimListener, protocol: asyncio.BaseProtocol, wires: tuple[Wire, Wire] | None) -> StreamEnd:
+        client, server = self._pair(listener, self._loop.owner(), wires)
+        if wires is None:
+            self._loop.call_soon(_accept, listener, server, context=listener.context)
+        else:
+            link = wires[0].link
+            arrives_ns = wires[0].holds_until(link.delay_ns(0, self._loop.elapsed_ns))
+            self._loop.call_at_ns(arrives_ns, _accept, listener, server, context=listener.context)
         client.begin(protocol)
         return client
 
-    def _pair(self, listener: SimListener, owner: Owner) -> tuple[StreamEnd, StreamEnd]:
-        there, back = Pipe(self._loop, self._chance), Pipe(self._loop, self._chance)
+    def _pair(self, listener: SimListener, owner: Owner, wires: tuple[Wire, Wire] | None) -> tuple[StreamEnd, StreamEnd]:
+        there, back = wires or (Pipe(self._loop, self._chance), Pipe(self._loop, self._chance))
         is_tcp = isinstance(listener.address, TcpAddress)
-        name = listener.address if is_tcp else listener.address[0]
-        peer = ("127.0.0.1", self._free_port()) if is_tcp else ""
+        name: tuple[str, int] | str = (
+            (listener.address.host, listener.address.port) if isinstance(listener.address, TcpAddress) else listener.address.path
+        )
+        peer = (_OWN_HOST if wires is None or self._station is None else self._station.address, self._free_port()) if is_tcp else ""
+        if wires is not None:
+            name = (wires[0].link.target.address, name[1])  # type: ignore[assignment]  # only TCP goes over wires
         client = StreamEnd(
             self._loop, owner, incoming=back, outgoing=there, context=copy_context(), extra={"peername": name, "sockname": peer}
         )
@@ -312,8 +376,16 @@ class SimNetwork:
         return client, server
 
 
+def _listening(found: SimListener | PacketListener | None, where: str) -> SimListener:
+    if found is None or not found.is_open:
+        fail(errno.ECONNREFUSED, where)
+    if not isinstance(found, SimListener):
+        fail(errno.EPROTOTYPE, where)
+    return found
+
+
 def _accept(listener: SimListener, server: StreamEnd) -> None:
-    if listener.owner.alive:
+    if listener.owner.alive and not server.is_closing():
         server.begin(listener.factory())
 
 

@@ -155,6 +155,6 @@ def _copy_up(source: Inode, parent: Inode, name: str) -> Inode:
     copy = parent.file_system.new(source.kind, source.mode)
     copy.uid, copy.gid, copy.target, copy.device = source.uid, source.gid, source.target, source.device
     copy.xattrs = {key: value for key, value in source.xattrs.items() if key != OPAQUE}
-    copy.data[:] = source.data
+    copy.fill(bytes(source.data))
     parent.attach(name, copy)
     return copy

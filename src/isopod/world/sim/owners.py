@@ -8,6 +8,10 @@ cancelled in the order of their creation, and what it holds is released in the o
 Python has no other way to end a coroutine, but they can change nothing outside the process. Once all tasks have ended the owner is
 buried: timers and callbacks it left behind are dropped unseen.
 
+How an owner hangs (SIGSTOP): the loop lays everything aside that would run in its name (steps of tasks, timers, deliveries), and runs it in
+that order once the owner goes on. What others do to it goes on meanwhile, as the kernel does it: connections are accepted into the
+backlog, bytes wait in buffers, locks stay taken. A kill reaches it as it is.
+
 This is not supervision: tasks of a live owner end by themselves.
 """
 
@@ -21,6 +25,34 @@ _PRUNE_TASKS_MIN: Final = 64
 _UNWIND_TURNS_MAX: Final = 1000
 
 
+class HostTime:
+    """One machine's time as a function of the simulation's: `at(elapsed)` = base + (elapsed - since) * rate."""
+
+    __slots__ = ("_base_ns", "_rate", "_since_ns", "drift_ppm")
+
+    def __init__(self) -> None:
+        self.drift_ppm = 0.0
+        self._rate = 1.0
+        self._base_ns = 0
+        self._since_ns = 0
+
+    def set_drift(self, ppm: float, elapsed_ns: int) -> None:
+        """Run at another rate from now on."""
+        self._base_ns, self._since_ns = self.at(elapsed_ns), elapsed_ns
+        self.drift_ppm = ppm
+        self._rate = 1.0 + ppm / 1e6
+
+    def at(self, elapsed_ns: int) -> int:
+        """Return the machine's nanoseconds since the simulation began."""
+        if self._base_ns == self._since_ns and self._rate == 1.0:
+            return elapsed_ns
+        return self._base_ns + round((elapsed_ns - self._since_ns) * self._rate)
+
+    def when_s(self, host_s: float) -> float:
+        """Return the simulation's seconds at which the machine's clock shows `host_s`."""
+        return (self._since_ns + (host_s * 1e9 - self._base_ns) / self._rate) / 1e9
+
+
 class Owner:
     """One process as the simulation's resources see it.
 
@@ -28,14 +60,21 @@ class Owner:
         pid: Its number.
         name: For messages.
         outside: Whether it is a program beside the code under test: its tasks are then not among `asyncio.all_tasks()`.
+        host: The name of its machine, "" where there is only one.
+        time: Its machine's time; None for the simulation's own.
     """
 
-    def __init__(self, pid: int, name: str, *, outside: bool = False) -> None:
+    def __init__(self, pid: int, name: str, *, outside: bool = False, host: str = "", time: HostTime | None = None) -> None:
         self.pid = pid
         self.name = name
         self.outside = outside
+        self.host = host
+        self.time = time
         self.alive = True
         self.buried = False
+        self.is_hung = False
+        self.parked: list[asyncio.Handle] = []
+        """What would have run while it hung."""
         self._tasks: list[asyncio.Task[Any]] = []
         self._prune_at = _PRUNE_TASKS_MIN
         self._held: dict[int, Callable[[], None]] = {}

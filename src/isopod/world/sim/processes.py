@@ -2,6 +2,9 @@
 
 Programs are coroutines registered by absolute path; a program exists if its file does. Legal behaviours: small seeded delays; a child
 outlives who spawned it; pids rise and are never used again. `registry` is open: a test may add programs of its own.
+
+Faults, only when a test asks for them: a program cannot be started (`fail_next`) or takes longer to (`delay_s`); any process hangs
+(`table.stop`, or the signal SIGSTOP), is killed, or dies of memory (`table.charge_memory`).
 """
 
 import asyncio
@@ -9,7 +12,7 @@ import errno
 import hashlib
 import random
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from isopod.world.errors import DeadlineExceeded
 from isopod.world.processes import Completed, Pipe, PipeDirection, ProcessIdentity
@@ -28,9 +31,18 @@ Program = Callable[["Machine", SimProcess], Coroutine[Any, Any, int]]
 
 _PATH: Final = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 OUTPUT_BYTES_MAX: Final = 16 << 20
+ABORT_STATUS: Final = 70
 _SPAWN_S: Final = (300e-6, 2e-3)
 _EXECUTABLE: Final = 0o111
 _NODE_UID: Final = 0
+
+
+class Abort(NamedTuple):
+    """A process that ended itself."""
+
+    pid: int
+    name: str
+    why: str
 
 
 class SimChild:
@@ -85,10 +97,19 @@ class SimProcesses:
         self.table = table
         self.registry: dict[str, Program] = {}
         self.n_boots = 1
+        self._failures: list[int] = []
+        self.delay_s = 0.0
+        """What starting a program takes longer."""
+        self.aborts: list[Abort] = []
+        """Who called `abort`, oldest first, and why."""
         self._loop = loop
         self._chance = chance
         self._view = view
         self._machine: Machine | None = None
+
+    def fail_next(self, number: int, *, times: int = 1) -> None:
+        """Let the next `run` or `spawn` fail with that errno (EAGAIN and ENOMEM are fork's), having started nothing."""
+        self._failures += [number] * times
 
     # -- programs --------------------------------------------------------------------------------------------------------------------
 
@@ -230,6 +251,19 @@ class SimProcesses:
         """Return the pid of the process whose code asks."""
         return self._loop.owner().pid
 
+    def abort(self, why: str) -> NoReturn:
+        """See `Processes.abort`: the process is killed with status 70, and the code that called this gets `CancelledError`.
+
+        The code of a test cannot die: there it is only the `CancelledError`. Either way `aborts` tells.
+        """
+        owner = self._loop.owner()
+        owner.check()
+        self.aborts.append(Abort(owner.pid, owner.name, why))
+        process = self.table.get(owner.pid)
+        if process is not None and process.owner is owner:
+            self.table.end(process, ABORT_STATUS)
+        raise asyncio.CancelledError(f"aborted: {why}")
+
     def boot_id(self) -> str:
         """Return the identifier of this boot."""
         digest = hashlib.sha256(b"boot %d" % self.n_boots).hexdigest()
@@ -246,8 +280,10 @@ class SimProcesses:
 
     async def _pause(self) -> None:
         self._loop.owner().check()
-        await asyncio.sleep(self._chance.uniform(*_SPAWN_S))
+        await asyncio.sleep(self._chance.uniform(*_SPAWN_S) + self.delay_s)
         self._loop.owner().check()
+        if self._failures:
+            fail(self._failures.pop(0), "fork")
 
 
 async def _feed(end: WriteEnd, data: bytes) -> None:

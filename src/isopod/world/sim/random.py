@@ -13,10 +13,11 @@ class SimRandom:
 
     Args:
         seed: The world's seed.
+        host: The machine it belongs to where there are several: each has streams of its own.
     """
 
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
+    def __init__(self, seed: int, host: str = "") -> None:
+        self._seed = f"{seed}\0{host}" if host else str(seed)
         self._streams: dict[str, random.Random] = {}
 
     def stream(self, name: str) -> random.Random:

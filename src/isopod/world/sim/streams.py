@@ -1,77 +1,28 @@
 """Streams: the two ends of a simulated stream connection, as asyncio transports.
 
-A connection is two `Pipe`s, one each way, each like a socket's buffer: bounded, in order, delivered a piece at a time after a small seeded
-delay, in pieces of seeded size (a stream has no record boundaries, and code that hopes for them must fail here). What does not fit waits
-in the writer's own buffer, whose marks pause and resume the protocol.
+A connection is two pipes, one each way: `Pipe`s inside one machine, `Wire`s between two. What does not fit waits in the writer's own
+buffer, whose marks pause and resume the protocol.
 
-Legal behaviours: any split or join of the bytes; end of stream only after all bytes; after the peer is gone a write ends the connection
-with BrokenPipeError; closing with unread bytes gives the peer ConnectionResetError. Not yet: loss of connections, latency, partitions.
+Legal behaviours: any split or join of the bytes (a stream has no record boundaries, and code that hopes for them must fail here); end
+of stream only after all bytes; after the peer is gone a write ends the connection with BrokenPipeError; closing with unread bytes gives
+the peer ConnectionResetError. What else may befall a connection between machines: `world.sim.fabric`.
 """
 
 import asyncio
 import errno
 import os
-import random
 from collections.abc import Callable, Iterable
 from contextvars import Context
 from typing import Any, Final, cast
 
 from isopod.world.sim.loop import SimLoop
 from isopod.world.sim.owners import Owner
+from isopod.world.sim.pipe import Pipe
+from isopod.world.sim.wires import Wire
 from isopod.world.tls_stream import TlsStream
 
-PIPE_BYTES: Final = 208 << 10
-READ_BYTES_MAX: Final = 256 << 10
 HIGH_WATER_BYTES: Final = 64 << 10
-_DELAY_S: Final = (2e-6, 60e-6)
-_SPLIT_CHANCE: Final = 0.1
-
-
-class Pipe:
-    """One direction. Written by one end, delivered into the other.
-
-    Args:
-        loop: For timers.
-        chance: For delays and splits.
-    """
-
-    def __init__(self, loop: SimLoop, chance: random.Random) -> None:
-        self.data = bytearray()
-        self.is_ended = False
-        self.is_broken = False
-        self.reader: StreamEnd | None = None
-        self.writer: StreamEnd | None = None
-        self._loop = loop
-        self._chance = chance
-        self._is_scheduled = False
-
-    @property
-    def room(self) -> int:
-        """How many more bytes fit."""
-        return PIPE_BYTES - len(self.data)
-
-    def wake(self) -> None:
-        """Have something delivered soon; one delivery is under way at a time, so the order is kept."""
-        if not self._is_scheduled:
-            self._is_scheduled = True
-            self._loop.call_later(self._chance.uniform(*_DELAY_S), self._deliver, context=self._context())
-
-    def take(self) -> bytes:
-        """Take the next piece."""
-        n_bytes = min(len(self.data), READ_BYTES_MAX)
-        if n_bytes > 1 and self._chance.random() < _SPLIT_CHANCE and (self.reader is None or self.reader.may_split):
-            n_bytes = self._chance.randrange(1, n_bytes)
-        piece = bytes(self.data[:n_bytes])
-        del self.data[:n_bytes]
-        return piece
-
-    def _context(self) -> Context | None:
-        return self.reader.context if self.reader is not None else None
-
-    def _deliver(self) -> None:
-        self._is_scheduled = False
-        if self.reader is not None:
-            self.reader.on_readable()
+_BYTES: Final = (bytes, bytearray, memoryview)
 
 
 class StreamEnd(asyncio.Transport):
@@ -94,6 +45,7 @@ class StreamEnd(asyncio.Transport):
         self._in = incoming
         self._out = outgoing
         self._protocol: asyncio.BaseProtocol = asyncio.Protocol()
+        self._is_buffered = False
         self._buffer = bytearray()
         self._high = HIGH_WATER_BYTES
         self._low = HIGH_WATER_BYTES // 4
@@ -101,6 +53,7 @@ class StreamEnd(asyncio.Transport):
         self._is_reading = True
         self._is_write_paused = False
         self._wants_eof = False
+        self._has_ended = False
         self._saw_eof = False
         self._is_closing = False
         self._is_gone = False
@@ -124,7 +77,7 @@ class StreamEnd(asyncio.Transport):
 
     def begin(self, protocol: asyncio.BaseProtocol) -> None:
         """Hand the connection to its protocol; bytes flow from now on."""
-        self._protocol = protocol
+        self.set_protocol(protocol)
         self._call(protocol.connection_made, self)
         self._is_connected = True
         if self._in.data or self._in.is_ended or self._in.is_broken:
@@ -156,6 +109,28 @@ class StreamEnd(asyncio.Transport):
         """Whether what it reads may come in pieces of seeded size: not during a TLS handshake, whose sizes no seed decides."""
         return not isinstance(self._protocol, TlsStream) or self._protocol.is_open
 
+    @property
+    def is_secured(self) -> bool:
+        """Whether it carries TLS, whose bytes no seed decides."""
+        return isinstance(self._protocol, TlsStream)
+
+    def fail(self, error: OSError) -> None:
+        """The network ended it: the protocol is told why."""
+        self._finish(error)
+
+    def vanish(self) -> None:
+        """The machine lost power: the peer is not told. Code that lives on, the test's own, sees a connection that is gone."""
+        if self._is_gone:
+            return
+        self._is_gone = self._is_closing = True
+        self._owner.forget(self._held)
+        self._buffer.clear()
+        self._in.reader = None
+        self._in.data.clear()
+        if isinstance(self._out, Wire):
+            self._out.vanish()
+        self._loop.call_soon(self._lose, ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)), context=self.context)
+
     # -- reading ---------------------------------------------------------------------------------------------------------------------
 
     def is_reading(self) -> bool:
@@ -172,32 +147,53 @@ class StreamEnd(asyncio.Transport):
             self._is_reading = True
             self._in.wake()
 
+    @property
+    def is_thirsty(self) -> bool:
+        """Whether bytes that come can go to the protocol at once."""
+        return self._is_connected and self._is_reading and not (self._is_gone or self._is_closing or self._saw_eof or self._owner.is_hung)
+
+    @property
+    def is_hung(self) -> bool:
+        """Whether its process stands still."""
+        return self._owner.is_hung
+
     def on_readable(self) -> None:
         """Take one piece, or the end, out of the incoming pipe. Called by the pipe."""
         if not self._is_connected or self._is_gone or self._is_closing or not self._is_reading or self._saw_eof:
             return
-        if self._in.data:
-            self._hand_over(self._in.take())
-            if self._in.writer is not None:
-                self._in.writer.on_room()
-            if self._in.data or self._in.is_ended or self._in.is_broken:
-                self._in.wake()
-        elif self._in.is_broken:
+        pipe = self._in
+        if pipe.data:
+            self.hand_over(pipe.take())
+            if pipe.data or pipe.is_ended or pipe.is_broken:
+                pipe.wake()
+        elif pipe.is_broken:
             self._finish(ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)))
-        elif self._in.is_ended:
+        elif pipe.is_ended:
             self._saw_eof = True
             if not self._call(cast(asyncio.Protocol, self._protocol).eof_received):
                 self.close()
+
+    def hand_over(self, data: bytes) -> None:
+        """Give bytes to the protocol, and room to the writer."""
+        if self._is_buffered:
+            self._call(_fill, self._protocol, data)
+        else:
+            self._call(self._protocol.data_received, data)  # type: ignore[attr-defined]  # a stream's protocol
+        writer = self._in.writer
+        if writer is not None and writer.wants_room:
+            writer.on_room()
 
     # -- writing ---------------------------------------------------------------------------------------------------------------------
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send bytes, in order, without waiting."""
-        if not isinstance(data, bytes | bytearray | memoryview):
+        if type(data) is not bytes and not isinstance(data, _BYTES):
             raise TypeError(f"data argument must be a bytes-like object, not {type(data).__name__!r}")
         if self._wants_eof:
             raise RuntimeError("Cannot call write() after write_eof()")
         if self._is_closing or self._is_gone or not self._owner.alive or not data:
+            return
+        if not self._buffer and self._out.offer(bytes(data)):
             return
         self._buffer += data
         self._flush()
@@ -238,6 +234,11 @@ class StreamEnd(asyncio.Transport):
             raise ValueError(f"high ({high!r}) must be >= low ({low!r}) must be >= 0")
         self._high, self._low = high, low
 
+    @property
+    def wants_room(self) -> bool:
+        """Whether it has something to do when the peer took bytes."""
+        return self._is_write_paused or bool(self._buffer)
+
     def on_room(self) -> None:
         """The peer took bytes: move more, and resume the protocol below the low mark. Called by the reading end."""
         if self._is_gone:
@@ -254,30 +255,25 @@ class StreamEnd(asyncio.Transport):
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         """Replace the protocol."""
         self._protocol = protocol
+        self._is_buffered = isinstance(protocol, asyncio.BufferedProtocol)
 
     # -- inside ----------------------------------------------------------------------------------------------------------------------
 
-    def _hand_over(self, data: bytes) -> None:
-        if isinstance(self._protocol, asyncio.BufferedProtocol):
-            self._call(_fill, self._protocol, data)
-        else:
-            self._call(cast(asyncio.Protocol, self._protocol).data_received, data)
-
     def _flush(self) -> None:
-        if self._out.is_broken or self._out.reader is None:
+        if self._out.is_refused:
             if self._buffer:
                 self._buffer.clear()
                 self._loop.call_soon(self._finish, BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)), context=self.context)
             return
         n_bytes = min(len(self._buffer), self._out.room)
         if n_bytes:
-            self._out.data += self._buffer[:n_bytes]
+            piece = bytes(memoryview(self._buffer)[:n_bytes])
             del self._buffer[:n_bytes]
-            self._out.wake()
+            self._out.put(piece)
         if not self._buffer:
-            if self._wants_eof and not self._out.is_ended:
-                self._out.is_ended = True
-                self._out.wake()
+            if self._wants_eof and not self._has_ended:
+                self._has_ended = True
+                self._out.end()
             if self._is_closing:
                 self._finish(None)
 
@@ -300,11 +296,12 @@ class StreamEnd(asyncio.Transport):
         has_unread = bool(self._in.data)
         self._in.reader = None
         self._in.data.clear()
-        self._out.writer = None
-        self._out.is_ended = True
         if has_unread:
-            self._out.is_broken = True
-        self._out.wake()
+            self._out.break_off()
+        if not self._has_ended:
+            self._has_ended = True
+            self._out.end()
+        self._out.forget_writer()
         if self._in.writer is not None:
             self._in.writer.on_room()
 

@@ -11,7 +11,8 @@ namespaces. Its code is a coroutine; what the coroutine returns is its exit stat
 - A process forked over the pids limit of its group is EAGAIN; memory charged over the limit gets the largest process of the group killed.
 
 Sessions: a process leads one of its own, unless it was started into its parent's (`session`); each has one process group.
-Not modelled: job control (a terminal signals its foreground process), stop signals, credentials.
+A process stopped by SIGSTOP stands still until SIGCONT; other signals wait as long, SIGKILL does not.
+Not modelled: job control (a terminal signals its foreground process), credentials.
 """
 
 import asyncio
@@ -26,7 +27,7 @@ from isopod.world.processes import ProcessIdentity
 from isopod.world.sim.clock import BOOT_NS
 from isopod.world.sim.inodes import Inode
 from isopod.world.sim.loop import SimLoop
-from isopod.world.sim.owners import OWNER, Owner
+from isopod.world.sim.owners import OWNER, HostTime, Owner
 from isopod.world.sim.pipes import ReadEnd, Sink, WriteEnd
 from isopod.world.sim.terminal import Terminal
 
@@ -38,6 +39,8 @@ TICK_NS: Final = 10_000_000
 _IGNORED_BY_DEFAULT: Final = (signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH)
 _ENDED_MAX: Final = 1024
 SIGKILL: Final = int(signal.SIGKILL)
+SIGSTOP: Final = int(signal.SIGSTOP)
+SIGCONT: Final = int(signal.SIGCONT)
 
 
 class PidNamespace:
@@ -158,10 +161,14 @@ class ProcessTable:
 
     Args:
         loop: The loop their code runs on.
+        host: The machine's name, "" where there is only one.
+        time: The machine's time, which its processes' timers follow.
     """
 
-    def __init__(self, loop: SimLoop) -> None:
+    def __init__(self, loop: SimLoop, *, host: str = "", time: HostTime | None = None) -> None:
         self._loop = loop
+        self._host = host
+        self._time = time
         self._processes: dict[int, SimProcess] = {}
         self._ended: dict[int, SimProcess] = {}
         self._next_pid = FIRST_PID
@@ -175,7 +182,7 @@ class ProcessTable:
             cwd: Its working folder.
             outside: Whether it is a program beside the node: its tasks are not among asyncio's, and need not end with a test.
         """
-        owner = Owner(self._next_pid, argv[0], outside=outside)
+        owner = Owner(self._next_pid, argv[0], outside=outside, host=self._host, time=self._time)
         self._next_pid += 1
         self._loop.add_owner(owner)
         ticks = (BOOT_NS + self._loop.elapsed_ns) // TICK_NS
@@ -248,6 +255,14 @@ class ProcessTable:
         if number == SIGKILL:
             self.end(process, -SIGKILL)
             return True
+        if number == SIGSTOP:
+            self.stop(process)
+            return True
+        if number == SIGCONT:
+            self.go_on(process)
+        elif process.owner.is_hung and number:
+            process.pending_signals.append(number)
+            return True
         handler = process.handlers.get(number)
         if callable(handler):
             context = Context()
@@ -271,11 +286,27 @@ class ProcessTable:
         if process.pid_namespace is not None and process.is_namespace_init:
             for member in process.pid_namespace.members[1:]:
                 self.end(member, -SIGKILL)
+        self._loop.watch_owners()
+        if process.owner.is_hung:
+            self._loop.resume(process.owner)
         process.owner.die()
         process.ended(status)
         for callback in process.on_exit:
             callback()
         self._bury(process.owner)
+
+    def stop(self, process: SimProcess) -> None:
+        """Stop a process as SIGSTOP does: it stands still where it is, until `go_on` or its end."""
+        if process.is_alive:
+            self._loop.hang(process.owner)
+
+    def go_on(self, process: SimProcess) -> None:
+        """Let a stopped process go on, as SIGCONT does."""
+        if process.is_alive and process.owner.is_hung:
+            self._loop.resume(process.owner)
+            pending, process.pending_signals = process.pending_signals, []
+            for number in pending:
+                self.signal(process, number)
 
     def kill_all(self) -> None:
         """End every process: the machine lost its power."""

@@ -2,17 +2,20 @@
 
 Legal behaviours, as on a network: a small seeded delay each, so order may change; loss and duplication with the chances a test sets (none
 by default, as on loopback); a datagram to nobody is lost, and a connected socket hears ECONNREFUSED of it; what finds the receiver's
-queue full is lost. Over 65507 bytes is EMSGSIZE.
+queue full is lost. Over 65507 bytes is EMSGSIZE. Between machines the link decides (`world.sim.fabric`), and what is on its way when it
+is cut is lost.
 """
 
 import asyncio
 import errno
 import os
 import random
-from contextvars import copy_context
+import zlib
+from contextvars import Context, copy_context
 from typing import Any, Final
 
 from isopod.world.network import DatagramFactory, UdpAddress
+from isopod.world.sim.fabric import Link, Station
 from isopod.world.sim.loop import SimLoop
 from isopod.world.sim.owners import Owner
 from isopod.world.sim.view import fail
@@ -27,14 +30,16 @@ _DELAY_S: Final = (5e-6, 100e-6)
 
 
 class SimDatagrams:
-    """All UDP sockets.
+    """All UDP sockets of a machine.
 
     Args:
         loop: For timers.
         chance: For delays and faults.
+        station: Where the machine is on a network with others, or None.
     """
 
-    def __init__(self, loop: SimLoop, chance: random.Random) -> None:
+    def __init__(self, loop: SimLoop, chance: random.Random, station: Station | None = None) -> None:
+        self.station = station
         self.loop = loop
         self.chance = chance
         self.loss = 0.0
@@ -125,10 +130,56 @@ class SimUdpTransport(asyncio.DatagramTransport):
         if len(data) > DATAGRAM_BYTES_MAX:
             self._report(OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE)))
             return
+        there = self._elsewhere(str(where[0]))
+        if there is not None:
+            self._send_far(bytes(data), there, int(where[1]))
+            return
         copies = 0 if self._all.chance.random() < self._all.loss else 1 + (self._all.chance.random() < self._all.duplication)
         for _ in range(copies):
             delay_s = self._all.chance.uniform(*_DELAY_S)
             self._all.loop.call_later(delay_s, self._arrive, bytes(data), (str(where[0]), int(where[1])))
+
+    def _elsewhere(self, host: str) -> Station | None:
+        own = self._all.station
+        if own is None or host in (*_ANY_HOSTS, own.address, "localhost", "::1") or host.startswith("127."):
+            return None
+        return own.fabric.at(host) or Station(own.fabric, "nowhere", host)
+
+    def _send_far(self, data: bytes, there: Station, port: int) -> None:
+        """Send to another machine: over the fabric, with its faults."""
+        own = self._all.station
+        assert own is not None
+        counts = own.fabric.counts
+        if there.network is None:
+            return
+        link, loop = own.fabric.link(own, there), self._all.loop
+        counts.n_datagrams += 1
+        if link.is_lost():
+            counts.n_datagrams_lost += 1
+            return
+        copies = 1
+        if link.quality.duplication and link.chance.random() < link.quality.duplication:
+            counts.n_datagrams_doubled += 1
+            copies = 2
+        for _ in range(copies):
+            at_ns = link.delay_ns(len(data), loop.elapsed_ns)
+            loop.call_at_ns(at_ns, self._arrive_far, data, link, port, context=Context())
+
+    def _arrive_far(self, data: bytes, link: Link, port: int) -> None:
+        network = link.target.network
+        if link.is_blocked or network is None:
+            link.counts.n_datagrams_lost += 1
+            return
+        sender = (link.source.address, self.bound.port)
+        receiver = network.datagrams.find((link.target.address, port), sender)
+        if receiver is not None:
+            trace = self._all.loop.trace
+            if trace is not None:
+                trace.add(self._all.loop.elapsed_ns, link.target.name, f"udp {link.label} {len(data)} {zlib.crc32(data):08x}")
+            receiver.take(data, sender)
+        elif self._remote is not None and not link.back.is_blocked and not link.back.is_lost():
+            refused = ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+            self._all.loop.call_at_ns(link.back.delay_ns(0, self._all.loop.elapsed_ns), self._report, refused, context=Context())
 
     def abort(self) -> None:
         """Close."""

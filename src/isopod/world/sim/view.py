@@ -208,11 +208,12 @@ class View:
         inode = old.node.writable()
         if new.parent.writable().file_system is not inode.file_system:
             fail(errno.EXDEV, target)
-        new.parent.attach(new.name, inode)
-        if old.parent.inode is new.parent.inode:
-            old = self.spot(source, follow=False)
-        assert old.parent is not None
-        old.parent.detach(old.name)
+        with inode.file_system.together():
+            new.parent.attach(new.name, inode)
+            if old.parent.inode is new.parent.inode:
+                old = self.spot(source, follow=False)
+            assert old.parent is not None
+            old.parent.detach(old.name)
 
     def remove(self, path: str) -> None:
         """Remove a file or an empty folder. ENOENT, ENOTEMPTY, EBUSY."""

@@ -1,10 +1,10 @@
 """The simulated OCI runtime: /usr/bin/crun, and /usr/bin/runc with that one's words.
 
-Commands: create, start, exec (--detach), state, kill, delete, list, pause, resume, --version. State lies at ROOT/ID as crun keeps it
-(status, config.json, exec.fifo until started). Exit codes and texts were taken from crun 1.8.1 and runc 1.1.5 by experiment:
+Commands: create, start, exec (--detach), state, kill, delete, list, pause, resume, update, --version. State lies at ROOT/ID as crun
+keeps it (status, config.json, exec.fifo until started). Exit codes and texts were taken from crun 1.8.1 and runc 1.1.5 by experiment:
 a failed create or command is 1, a command that exec cannot run is 255; a container whose first process is gone is "stopped" with pid 0.
 
-Legal behaviours: seeded delays; a runtime that is killed half way leaves its state folder. Not modelled: run, checkpoint, hooks, update.
+Legal behaviours: seeded delays; a runtime that is killed half way leaves its state folder. Not modelled: run, checkpoint, hooks.
 """
 
 import asyncio
@@ -24,6 +24,7 @@ from isopod.world.sim.programs.container import (
     Config,
     Container,
     ProcessSpec,
+    Resources,
     build_view,
     container_of,
     decode_config,
@@ -41,7 +42,7 @@ _FAILED: Final = 1
 _EXEC_FAILED: Final = 255
 _VALUE_OPTIONS: Final = (
     *("--root", "--log", "--log-format", "--cgroup-manager", "--format"),
-    *("--bundle", "-b", "--pid-file", "--process", "-p", "--console-socket", "--cwd"),
+    *("--bundle", "-b", "--pid-file", "--process", "-p", "--console-socket", "--cwd", "--resources"),
 )
 
 
@@ -307,6 +308,20 @@ def _freeze(call: _Call, *, frozen: bool) -> None:
     call.machine.kernel.freeze(container_of(process).group, frozen=frozen)
 
 
+async def _update(call: _Call) -> None:
+    """Change limits: as on cgroup v1 memory in use cannot be limited away."""
+    _, process = _find(call)
+    if process is None:
+        raise _Failure(f"the container `{call.id}` is not running: {os.strerror(errno.ESRCH)}")
+    group = container_of(process).group
+    limits = msgspec.json.decode(bytes(call.machine.view.open_file(call.options["--resources"]).data), type=Resources)
+    memory, pids = limits.memory.limit, limits.pids.limit
+    if memory is not None and 0 <= memory < group.memory_bytes:
+        raise _Failure(f"write to `memory.limit_in_bytes`: {os.strerror(errno.EBUSY)}")
+    group.memory_bytes_max = group.memory_bytes_max if memory is None else memory if memory >= 0 else None
+    group.pids_max = group.pids_max if pids is None else pids if pids >= 0 else None
+
+
 _COMMANDS: Final = {
     "create": _create,
     "start": _start,
@@ -317,6 +332,7 @@ _COMMANDS: Final = {
     "list": _list,
     "pause": _pause,
     "resume": _resume,
+    "update": _update,
 }
 
 
