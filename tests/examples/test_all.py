@@ -12,14 +12,18 @@ import pytest
 from tests.examples.kit import EXAMPLES, PROJECT, example, run_example
 
 pytestmark = pytest.mark.row("S32")
-ARGUMENTS: Final = {"hello": ("--every", "0.05"), "line_protocol_tls": ("--port", "0", "--tls-port", "0")}
-READY: Final = {"hello": "hello, 1\n", "line_protocol_tls": r"listening with TLS on \S+"}
-SERVERS: Final = tuple(name for name in EXAMPLES if name != "hello")
+ARGUMENTS: Final = {
+    "hello": ("--every", "0.05"),
+    "line_protocol_tls": ("--port", "0", "--tls-port", "0"),
+    "metadata": ("--every", "0.05", "--folder", "data"),
+}
+READY: Final = {"hello": "hello, 1\n", "metadata": "'number': '1'", "line_protocol_tls": r"listening with TLS on \S+"}
+SERVERS: Final = tuple(name for name in EXAMPLES if name not in ("hello", "metadata"))
 
 
 def test_the_examples_are_all_here() -> None:
     assert EXAMPLES == (
-        "asgi_app", "echo_server", "hello", "http_server", "line_protocol_tls", "sharded_counter", "websocket_chat"
+        "asgi_app", "echo_server", "hello", "http_server", "line_protocol_tls", "metadata", "sharded_counter", "websocket_chat"
     )  # fmt: skip
 
 

@@ -196,3 +196,30 @@ def test_without_starlette_it_says_what_is_missing(tmp_path: Path) -> None:
 
     assert done.returncode == 1
     assert done.stderr == "this example needs starlette (not here): .venv/bin/pip install starlette\n"
+
+
+@pytest.mark.row("R36")
+def test_metadata_survives_a_kill_and_goes_on(tmp_path: Path) -> None:
+    with example("metadata", tmp_path, "--folder", "data", "--every", "0.02") as running:
+        running.wait_said("found 0 records")
+        running.wait_said("refused, all of it: mount of container db already exists: /data")
+        change = int(running.wait_said(r"change (\d+): web has {'tier': 'front', 'number': '3'}"))
+        running.process.kill()
+        running.process.wait()
+    done = run_example("metadata", tmp_path, "--folder", "data", "--every", "0", "--times", "2")
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    found = int(said[0].removeprefix("found 2 records up to change "))
+    assert found >= change, "what it said was durable"
+    assert f"change {found + 2}: web has {{'tier': 'front', 'number': '2'}}" in said
+    assert "kind=labels" in done.stdout, "the ready-made handler logs"
+    assert len(list((tmp_path / "data" / "snapshots").glob("snapshot-*.json"))) >= 1
+
+
+def test_metadata_of_somebody_else_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir(mode=0o700)
+    (tmp_path / "data" / "journal.json").write_text("{}", encoding="utf-8")
+    done = run_example("metadata", tmp_path, "--folder", "data")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr

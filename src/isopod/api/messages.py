@@ -12,10 +12,15 @@ Isolation = Literal["container"]
 Health = Literal["none", "starting", "healthy", "unhealthy"]
 Status = Literal["created", "starting", "running", "paused", "restarting", "stopping", "exited", "removing", "unknown"]
 MountKind = Literal["bind", "volume", "tmpfs"]
+EventKind = Literal["created", "deleted", "status", "resources", "network", "mounts", "labels", "environment", "health"]
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
     """Base of all messages."""
+
+
+class Item(msgspec.Struct, frozen=True, tag_field="type"):
+    """Base of what travels in streams; "type" tells which."""
 
 
 class Empty(Message, frozen=True, kw_only=True):
@@ -92,6 +97,8 @@ class Container(Message, frozen=True, kw_only=True):
     network: Endpoint
     resources: Resources = Resources()
     mounts: tuple[Mount, ...] = ()
+    revision: int = 0
+    """Number of the journal's record that changed it last."""
 
 
 # --- containers: requests ---------------------------------------------------------------------------------------------
@@ -143,9 +150,26 @@ class ContainerName(Message, frozen=True, kw_only=True):
 
 
 class ListContainers(Message, frozen=True, kw_only=True):
-    """Running ones, or all."""
+    """Running ones, or all; of these what passes every filter that is set."""
 
     all: bool = False
+    status: tuple[str, ...] = ()
+    """Any of these states (our names or rtain's); implies `all`."""
+    labels: tuple[str, ...] = ()
+    """Every one of these: KEY, or KEY=VALUE."""
+    name: str = ""
+    """A part of the name; with * or ? a pattern for the whole name."""
+    created_since_ns: int | None = None
+    created_until_ns: int | None = None
+    """Both ends of the window count."""
+    memory_bytes_min: int | None = None
+    """Measured now: uses at least so much. What cannot be measured does not pass."""
+    cpu_ns_min: int | None = None
+    pids_min: int | None = None
+    sort: Literal["created", "name", "memory", "cpu"] = "created"
+    """Newest first, by name, or the greatest measured use first."""
+    limit: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] | None = None
+    """At most so many, after sorting."""
 
 
 class ContainerList(Message, frozen=True, kw_only=True):
@@ -173,6 +197,43 @@ class RemoveContainer(Message, frozen=True, kw_only=True):
 
     name: str
     force: bool = False
+
+
+class RestartContainer(Message, frozen=True, kw_only=True):
+    """Stop as `StopContainer`, and start again; one that does not run is started."""
+
+    name: str
+    timeout_s: Annotated[float, msgspec.Meta(ge=0, le=86400)] = 10.0
+
+
+class UpdateContainer(Message, frozen=True, kw_only=True):
+    """Change a container that exists: all of it or nothing. A limit that is None stays; -1 takes it away."""
+
+    name: str
+    memory_bytes_max: int | None = None
+    cpus: float | None = None
+    pids_max: int | None = None
+    labels: dict[str, str] = {}
+    labels_remove: tuple[str, ...] = ()
+    env: dict[str, str] = {}
+    env_remove: tuple[str, ...] = ()
+    mounts: tuple[Mount, ...] = ()
+    mounts_remove: tuple[str, ...] = ()
+    """Places inside the container."""
+
+
+class ConnectNetwork(Message, frozen=True, kw_only=True):
+    """Put a container on a network, or take it off."""
+
+    network: str
+    name: str
+
+
+class UpdatedContainer(Message, frozen=True, kw_only=True):
+    """The record after a change. `notes` say what takes effect only at the next start."""
+
+    container: Container
+    notes: tuple[str, ...] = ()
 
 
 class ExecContainer(Message, frozen=True, kw_only=True):
@@ -208,11 +269,122 @@ class CommitContainer(Message, frozen=True, kw_only=True):
     image: str
 
 
+# --- containers: events and use ---------------------------------------------------------------------------------------
+
+
+class Event(Item, frozen=True, kw_only=True, omit_defaults=True, tag="event"):
+    """One durable change of one container. What is set beside the first fields depends on `kind`."""
+
+    kind: EventKind
+    id: str
+    name: str
+    at_ns: int
+    cursor: int = 0
+    """The number of its journal record: hand it back to go on after it."""
+    status: Status | None = None
+    status_before: Status | None = None
+    exit_code: int | None = None
+    oom_killed: bool = False
+    health: Health | None = None
+    health_before: Health | None = None
+    image: str = ""
+    network: str = ""
+    network_before: str = ""
+    resources: Resources | None = None
+    mount_added: Mount | None = None
+    mount_removed: str = ""
+    labels: dict[str, str] | None = None
+    env: dict[str, str] | None = None
+
+
+class EventsRequest(Message, frozen=True, kw_only=True):
+    """Which events to stream. Without `cursor` and `since_ns` they begin now; they end at `until_ns`, or never."""
+
+    cursor: int | None = None
+    """Everything after this journal record, nothing lost and nothing doubled."""
+    since_ns: int | None = None
+    until_ns: int | None = None
+    kinds: tuple[EventKind, ...] = ()
+    """Any of these; () for all."""
+    containers: tuple[str, ...] = ()
+    """Any of these names or beginnings of ids; () for all."""
+
+
+class StatsRequest(Message, frozen=True, kw_only=True):
+    """What to measure; () for all that run."""
+
+    names: tuple[str, ...] = ()
+
+
+class ContainerUsage(Message, frozen=True, kw_only=True):
+    """What a container uses now; None where it does not run or the kernel does not say."""
+
+    id: str
+    name: str
+    status: Status
+    memory_bytes: int | None = None
+    memory_bytes_max: int | None = None
+    cpu_ns: int | None = None
+    cpus: float | None = None
+    n_pids: int | None = None
+    pids_max: int | None = None
+
+
+class UsageList(Message, frozen=True, kw_only=True):
+    """By name."""
+
+    containers: tuple[ContainerUsage, ...]
+
+
+class LimitSums(Message, frozen=True, kw_only=True):
+    """What containers may use, added up, and how many have no limit of that kind."""
+
+    memory_bytes: int
+    memory_unlimited: int
+    cpus: float
+    cpus_unlimited: int
+    pids: int
+    pids_unlimited: int
+
+
+class MeasuredSums(Message, frozen=True, kw_only=True):
+    """What containers use now, added up. `unmeasured` run, but the kernel does not say what they use."""
+
+    memory_bytes: int
+    cpu_ns: int
+    pids: int
+    unmeasured: int
+
+
+class StorageSums(Message, frozen=True, kw_only=True):
+    """What is on the disk."""
+
+    images_bytes: int
+    containers_bytes: int
+    metadata_bytes: int
+    free_bytes: int
+
+
+class SystemUsage(Message, frozen=True, kw_only=True):
+    """Sums over a node's containers: limits and measured use apart, of those that run and of all."""
+
+    containers: int
+    by_status: dict[str, int]
+    limits_running: LimitSums
+    limits_all: LimitSums
+    measured: MeasuredSums
+    storage: StorageSums
+
+
+class BackedUp(Message, frozen=True, kw_only=True):
+    """What a backup holds: the records as they were at one journal record."""
+
+    cursor: int
+    containers: int
+    digest: str
+
+
 # --- streams of attached commands and logs ----------------------------------------------------------------------------
-
-
-class Item(msgspec.Struct, frozen=True, tag_field="type"):
-    """Base of what travels in streams; "type" tells which."""
 
 
 class Stdin(Item, frozen=True, tag="stdin"):
@@ -258,7 +430,7 @@ class Stderr(Item, frozen=True, tag="stderr"):
 
 
 class Cursor(Item, frozen=True, tag="cursor"):
-    """Logs only: everything before this byte of the log was sent."""
+    """Logs: everything before this byte of the log was sent. Events: everything up to this journal record was."""
 
     position: int
 
@@ -280,6 +452,7 @@ class Chunk(Item, frozen=True, tag="chunk"):
 AttachInput = Stdin | StdinEnd | Resize | Signal
 AttachOutput = Started | Stdout | Stderr
 LogOutput = Stdout | Stderr | Cursor
+EventOutput = Event | Cursor
 
 
 class Ran(Message, frozen=True, kw_only=True):
@@ -445,6 +618,20 @@ class NodeInfo(Message, frozen=True, kw_only=True):
     containers: int
     containers_running: int
     images: int
+    cluster: "ClusterFacts | None" = None
+    """None if the node is in no cluster."""
+
+
+class ClusterFacts(Message, frozen=True, kw_only=True):
+    """A node's cluster in short; `isopod cluster status` says more."""
+
+    id: str
+    node_id: int
+    state: str
+    leader_id: int
+    address: str
+    voters: int
+    nodes: int
 
 
 class TaskEntry(Message, frozen=True, kw_only=True):

@@ -9,8 +9,8 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from isopod.api import cluster, methods
 from isopod.api import messages as m
-from isopod.api import methods
 from isopod.world.errors import InvalidArgument
 from isopod.world.ids import short
 from isopod.world.units import format_age, format_size
@@ -42,6 +42,10 @@ def _command(record: m.Container, _: float) -> str:
 
 def _ago(created_at_ns: int, now_s: float) -> str:
     return f"{format_age(now_s - created_at_ns / _NS)} ago"
+
+
+def _size_of(n_bytes: int | None) -> str:
+    return "-" if n_bytes is None else format_size(n_bytes)
 
 
 CONTAINERS: Final[tuple[Column, ...]] = (
@@ -76,13 +80,44 @@ TASKS: Final[tuple[Column, ...]] = (
     ("IN", lambda r, _: r.function),
     ("AT", lambda r, _: "/".join(r.location.rsplit("/", 2)[-2:]) or "-"),
 )
+USAGE: Final[tuple[Column, ...]] = (
+    ("ID", lambda r, _: short(r.id)),
+    ("NAME", lambda r, _: r.name),
+    ("STATUS", lambda r, _: r.status),
+    ("MEMORY", lambda r, _: _size_of(r.memory_bytes)),
+    ("LIMIT", lambda r, _: _size_of(r.memory_bytes_max)),
+    ("CPU TIME", lambda r, _: "-" if r.cpu_ns is None else f"{r.cpu_ns / _NS:.2f}s"),
+    ("CPUS", lambda r, _: "-" if r.cpus is None else f"{r.cpus:g}"),
+    ("PIDS", lambda r, _: "-" if r.n_pids is None else str(r.n_pids)),
+    ("LIMIT", lambda r, _: "-" if r.pids_max is None else str(r.pids_max)),
+)
+MEMBERS: Final[tuple[Column, ...]] = (
+    ("ID", lambda r, _: str(r.id)),
+    ("ADDRESS", lambda r, _: r.address or "-"),
+    ("ROLE", lambda r, _: r.role if r.role == r.wanted_role else f"{r.role} (wants {r.wanted_role})"),
+    ("STATE", lambda r, _: "leaving" if r.is_leaving else r.state),
+    ("HEALTH", lambda r, _: r.health),
+    ("BEHIND", lambda r, _: "-" if r.entries_behind is None else str(r.entries_behind)),
+    ("HEARD", lambda r, _: "-" if r.silent_s is None else f"{r.silent_s:.1f}s ago"),
+    ("VERSION", lambda r, _: r.version or "-"),
+)
+TOKENS: Final[tuple[Column, ...]] = (
+    ("ID", lambda r, _: r.id),
+    ("USABLE", lambda r, _: "yes" if r.is_usable else "revoked" if r.is_revoked else "no"),
+    ("USES LEFT", lambda r, _: f"{r.uses_left} of {r.uses}"),
+    ("EXPIRES", lambda r, now: f"in {format_age(r.expires_at_ns / _NS - now)}" if r.expires_at_ns / _NS > now else "expired"),
+    ("FOR", lambda r, _: r.role),
+)
 _LISTS: Final[dict[str, tuple[str, tuple[Column, ...]]]] = {
     methods.CONTAINER_LIST.name: ("containers", CONTAINERS),
+    methods.CONTAINER_STATS.name: ("containers", USAGE),
     methods.IMAGE_LIST.name: ("images", IMAGES),
     methods.NETWORK_LIST.name: ("networks", NETWORKS),
     methods.SYSTEM_TASKS.name: ("tasks", TASKS),
+    cluster.MEMBERS.name: ("nodes", MEMBERS),
+    cluster.TOKEN_LIST.name: ("tokens", TOKENS),
 }
-_FACTS: Final = (methods.SYSTEM_INFO.name, methods.SYSTEM_VERSION.name)
+_FACTS: Final = (methods.SYSTEM_INFO.name, methods.SYSTEM_USAGE.name, methods.SYSTEM_VERSION.name)
 
 
 def render(method: str, reply: msgspec.Struct, *, form: Format, now_s: float) -> str:
@@ -100,9 +135,27 @@ def render(method: str, reply: msgspec.Struct, *, form: Format, now_s: float) ->
     if listing is not None:
         rows = getattr(reply, listing[0])
         return table(listing[1], rows, now_s) if form == "table" else as_json(rows)
+    if form == "table" and isinstance(reply, cluster.ClusterStatus):
+        return _cluster_status(reply, now_s)
     if form == "table" and method in _FACTS:
         return facts(msgspec.to_builtins(reply))
     return as_json(reply)
+
+
+def _cluster_status(status: cluster.ClusterStatus, now_s: float) -> str:
+    """Return a cluster's state as facts and a table of its nodes."""
+    survives = "no leader can decide now" if status.failures_survived < 0 else f"{status.failures_survived} more failures"
+    lines = [
+        f"cluster: {status.cluster_id or '-'}\n",
+        f"this node: {status.node_id} ({status.state})\n",
+        f"leader id: {status.leader_id or '-'}{f' at {status.leader_address}' if status.leader_address else ''}\n",
+        f"term: {status.term}\n",
+        f"voters: {len(status.voters)} of at most {status.voters_max}, survives {survives}\n",
+        f"commit: {status.commit}, applied: {status.applied}, digest: {status.digest or '-'}\n",
+    ]
+    if status.why:
+        lines.append(f"why: {status.why}\n")
+    return "".join(lines) + "nodes:\n" + table(MEMBERS, status.nodes, now_s)
 
 
 def table(columns: Sequence[Column], rows: Sequence[Any], now_s: float) -> str:
@@ -134,6 +187,8 @@ def _fact(indent: str, key: str, value: Any) -> str:
         return f"{indent}{key.removesuffix('_at_ns').replace('_', ' ')}: {when:%Y-%m-%d %H:%M:%S} UTC\n"
     if key.endswith("_bytes"):
         return f"{indent}{key.removesuffix('_bytes').replace('_', ' ')}: {format_size(value)}\n"
+    if key.endswith("_ns"):
+        return f"{indent}{key.removesuffix('_ns').replace('_', ' ')}: {value / _NS:.2f} s\n"
     return f"{indent}{key.replace('_', ' ')}: {value}\n"
 
 

@@ -9,10 +9,10 @@ links, addresses, control groups, runtime state, folders. A start that the old d
 from typing import Final
 
 from isopod.api.messages import Container, Endpoint
-from isopod.engine.containers import Containers
+from isopod.engine.containers import GONE, Containers
 from isopod.engine.layout import Layout
+from isopod.engine.metadata import Loaded, MetadataStore
 from isopod.engine.network.networks import Networks
-from isopod.engine.records import Loaded, Records
 from isopod.engine.stage import Stage
 from isopod.engine.states import LIVE
 from isopod.engine.supervisor import Supervisor
@@ -23,7 +23,6 @@ from isopod.world.processes import ProcessIdentity
 from isopod.world.world import World
 
 INTERRUPTED_EXIT_CODE: Final = 125
-_GONE: Final = {"pid": None, "pid_started_ticks": None, "supervisor_pid": None, "supervisor_started_ticks": None}
 
 
 class Adoption:
@@ -31,7 +30,7 @@ class Adoption:
 
     Args:
         world: Where it looks.
-        records: What the last daemon knew.
+        store: What the last daemon knew.
         containers: Told what is true; empty before.
         stage: Clears away.
         supervisor: Tells who runs.
@@ -43,7 +42,7 @@ class Adoption:
     def __init__(
         self,
         world: World,
-        records: Records,
+        store: MetadataStore,
         containers: Containers,
         stage: Stage,
         *,
@@ -53,7 +52,7 @@ class Adoption:
         logger: Logger,
     ) -> None:
         self._world = world
-        self._records = records
+        self._store = store
         self._containers = containers
         self._stage = stage
         self._supervisor = supervisor
@@ -63,14 +62,16 @@ class Adoption:
 
     async def run(self) -> None:
         """Do the pass."""
-        loaded = await self._records.load()
+        loaded = self._store.loaded()
         for record in loaded.records:
             self._containers.insert(record)
         running: dict[str, Endpoint] = {}
         for record in loaded.records:
             if await self._is_running(record):
                 running[record.id] = record.network
-        await self._networks.adopt(running, spared=loaded.damaged)
+        # One that runs without an address was connected to a network for its next start only.
+        attached = {identifier: endpoint for identifier, endpoint in running.items() if endpoint.ip_address is not None}
+        await self._networks.adopt(attached, spared=loaded.damaged)
         for record in loaded.records:
             if record.id in running:
                 await self._take_over(record)
@@ -133,6 +134,11 @@ class Adoption:
             if record.status == "starting":
                 await self._containers.amend(record.id, status="running")
             await self._containers.conclude(record.id)
+        elif record.status == "restarting":
+            await self._containers.amend(record.id, status="exited", error="the daemon died while it was restarting")
+            if record.auto_remove:
+                await self._clear(record.id, record.name)
+                await self._containers.discard(record.id)
         elif record.auto_remove:
             await self._clear(record.id, record.name)
             await self._containers.discard(record.id)
@@ -144,6 +150,7 @@ class Adoption:
         await self._clear(record.id, record.name)
         self._logger.warning("container.start_undone", id=record.id, name=record.name)
         if record.auto_remove:
+            await self._containers.amend(record.id, status="exited", **GONE)
             await self._containers.discard(record.id)
             return
         was_run = record.started_at_ns is not None
@@ -153,7 +160,7 @@ class Adoption:
             exit_code=INTERRUPTED_EXIT_CODE if was_run else None,
             error="the daemon died while it was starting",
             network=Endpoint(network=record.network.network),
-            **_GONE,
+            **GONE,
         )
 
     async def _remove_strays(self, loaded: Loaded) -> None:

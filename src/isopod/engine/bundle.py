@@ -13,11 +13,14 @@ from isopod.api.messages import Container, Mount, Resources
 from isopod.engine.capabilities import DEFAULT_CAPABILITIES
 from isopod.engine.users import ResolvedUser
 from isopod.world.kernel import CgroupFacts
+from isopod.world.units import CPUS_MAX
 
 Json = dict[str, Any]  # the runtime specification's JSON: nested and open-ended
 
 DEFAULT_PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CPU_PERIOD_US: Final = 100_000
+PIDS_MAX: Final = 4_194_304
+"""The kernel's greatest number of processes."""
 SHM_BYTES: Final = 64 << 20
 MASKED_PATHS: Final = (
     "/proc/acpi",
@@ -139,6 +142,21 @@ def build_resources(resources: Resources, cgroups: CgroupFacts) -> Json:
         wanted["cpu"] = {"quota": math.ceil(resources.cpus * CPU_PERIOD_US), "period": CPU_PERIOD_US}
     if resources.pids_max is not None:
         wanted["pids"] = {"limit": resources.pids_max}
+    return wanted
+
+
+def build_limits(resources: Resources, cgroups: CgroupFacts) -> Json:
+    """Return the `resources` object with which a runtime changes the limits of a container that runs.
+
+    crun 1.8 writes -1 for "none" as a large unsigned number, which the kernel refuses for CPU time and processes; there "none" is more
+    than any machine has.
+    """
+    memory = -1 if resources.memory_bytes_max is None else resources.memory_bytes_max
+    quota = math.ceil((CPUS_MAX if resources.cpus is None else resources.cpus) * CPU_PERIOD_US)
+    wanted: Json = {"cpu": {"quota": quota, "period": CPU_PERIOD_US}, "memory": {"limit": memory}}
+    if "memory" in cgroups.controllers:
+        wanted["memory"]["swap"] = memory
+    wanted["pids"] = {"limit": PIDS_MAX if resources.pids_max is None else resources.pids_max}
     return wanted
 
 

@@ -1,11 +1,11 @@
 """Containers: the life cycle. Creates, starts, runs, stops and removes them, and knows their true state.
 
-One object owns all records of a node. Each container has a lock; whoever changes it holds that lock, and no lock is held while waiting
-for a container to end. What changes a container runs in a task of the engine's own, so that a client that goes away in the middle
-leaves no half of it. A container's end is learned in one way only: its supervisor is gone.
+Records live in the `MetadataStore`; what a container is just doing is noted there too. Each container has a lock; whoever changes it
+holds that lock, and no lock is held while waiting for a container to end. What changes a container runs in a task of the engine's own,
+so that a client that goes away in the middle leaves no half of it. A container's end is learned in one way only: its supervisor is gone.
 
-Not here: how a process is started (`supervisor`), what surrounds it (`stage`), what a restarted daemon makes of what it finds
-(`adoption`).
+Not here: what can be changed of a container that exists (`changes`), how a process is started (`supervisor`), what surrounds it
+(`stage`), what a restarted daemon makes of what it finds (`adoption`).
 """
 
 import asyncio
@@ -21,20 +21,22 @@ from isopod.engine import creation
 from isopod.engine.bundle import build_process
 from isopod.engine.images.store import ImageStore
 from isopod.engine.layout import Layout
-from isopod.engine.records import Records
+from isopod.engine.metadata import MetadataStore
+from isopod.engine.operations import Create, Delete, Operation, UpdateState, state_of
 from isopod.engine.stage import Stage
 from isopod.engine.states import LIVE, Event, advance
 from isopod.engine.supervisor import Attached, ExecSession, Launch, Supervisor
 from isopod.engine.terminal import Stdio, converse
 from isopod.runtime.logger import Logger
 from isopod.runtime.metrics import Registry
+from isopod.runtime.sync import SharedMutex
 from isopod.world.errors import (
-    AlreadyExists,
     CommandNotRunnable,
     InvalidArgument,
     IsopodError,
     NotFound,
     RuntimeFailed,
+    UnavailableError,
     WrongState,
     from_os_error,
 )
@@ -49,17 +51,33 @@ LOST_EXIT_CODE: Final = 255
 KILL_TIMEOUT_S: Final = 10.0
 SETTLE_TIMEOUT_S: Final = 5.0
 SUPERVISOR_GRACE_S: Final = 2.0
+STORE_PAUSE_S: Final = 1.0
+STORE_PAUSE_S_MAX: Final = 30.0
 _SIGKILL: Final = 9
 _SIGNAL_MAX: Final = 64
 
 
 @dataclass(slots=True)
-class _Entry:
+class Entry:
     """A container in memory. `ended` is set while it is not live and its end was dealt with."""
 
-    record: Container
+    store: MetadataStore
+    last: Container
+    """What it was when it was last looked at: all there is of one that was removed."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    thawed: SharedMutex = field(default_factory=SharedMutex)
+    """Held shared while a command is being started in it, exclusively while it is frozen for a commit."""
+    restarting: bool = False
+    """Its end is the first half of a restart."""
+
+    @property
+    def record(self) -> Container:
+        """What is known of it now."""
+        found = self.store.get(self.last.id)
+        if found is not None:
+            self.last = found
+        return self.last
 
 
 class Containers:
@@ -67,7 +85,7 @@ class Containers:
 
     Args:
         world: Where they live.
-        records: Where their records are kept.
+        store: Where their records are kept.
         images: What they are made of.
         stage: What surrounds them.
         supervisor: What starts them.
@@ -79,7 +97,7 @@ class Containers:
     def __init__(
         self,
         world: World,
-        records: Records,
+        store: MetadataStore,
         images: ImageStore,
         stage: Stage,
         *,
@@ -89,14 +107,13 @@ class Containers:
         metrics: Registry,
     ) -> None:
         self._world = world
-        self._records = records
+        self._store = store
         self._images = images
         self._stage = stage
         self._supervisor = supervisor
         self._layout = layout
         self._logger = logger
-        self._entries: dict[str, _Entry] = {}
-        self._names: dict[str, str] = {}
+        self._entries: dict[str, Entry] = {}
         self._tasks: dict[int, asyncio.Task[Any]] = {}
         self._n_tasks = 0
         self._start_seconds = metrics.histogram("isopod_container_start_seconds", "Time from the request to the running command.")
@@ -119,6 +136,19 @@ class Containers:
             InvalidArgument: More than one id begins so.
         """
         return self._find(name).record
+
+    def entry(self, name: str) -> Entry:
+        """Return a container's entry by name, id, or unambiguous beginning of its id; whoever changes it takes its lock.
+
+        Raises:
+            NotFound: There is none.
+            InvalidArgument: More than one id begins so.
+        """
+        return self._find(name)
+
+    def is_gone(self, entry: Entry) -> bool:
+        """Return whether a container was removed while its lock was waited for."""
+        return entry.last.id not in self._entries
 
     def ended(self, name: str) -> asyncio.Event:
         """Return the event that is set while a container does not run, its end dealt with. Raises NotFound."""
@@ -161,7 +191,7 @@ class Containers:
 
         A client that goes away before it heard of the start has withdrawn it: the container is removed again.
         """
-        made: list[_Entry] = []
+        made: list[Entry] = []
 
         async def create_and_start() -> Attached | None:
             made.append(self._entries[(await self._create(spec)).id])
@@ -233,10 +263,10 @@ class Containers:
         """Make an image of a container's files; a running one is frozen meanwhile."""
         return await self._own(self._commit(self._find(request.name), request.image))
 
-    async def _commit(self, entry: _Entry, image: str) -> Image:
-        async with entry.lock:
-            if self._is_gone(entry):
-                raise NotFound("container", entry.record.name, "it was removed meanwhile")
+    async def _commit(self, entry: Entry, image: str) -> Image:
+        # Commands that are being started come first, and those to come wait for the thaw. This lock before the other one, always.
+        async with entry.thawed.exclusive(), entry.lock:
+            self._check_there(entry)
             record = entry.record
             base = self._images.resolve(record.image_id)
             config = msgspec.structs.replace(base.config, command=record.command, entrypoint=(), working_dir=record.working_dir)
@@ -247,6 +277,44 @@ class Containers:
                 return await self._images.commit(image, base, self._layout.upper(record.id), config)
             finally:
                 await self._thaw(record)
+
+    async def pause(self, name: str) -> Container:
+        """Freeze every process of a running container."""
+        return await self._own(self._freeze(self._find(name), frozen=True))
+
+    async def unpause(self, name: str) -> Container:
+        """Let a paused container go on."""
+        return await self._own(self._freeze(self._find(name), frozen=False))
+
+    async def _freeze(self, entry: Entry, *, frozen: bool) -> Container:
+        async with entry.thawed.exclusive(), entry.lock:
+            self._check_there(entry)
+            record = entry.record
+            after = self._next(entry, "pause" if frozen else "resume")
+            do, undo = self._supervisor.pause, self._supervisor.resume
+            if not frozen:
+                do, undo = undo, do
+            await do(record.id, record.name)
+            try:
+                await self._update(entry, status=after)
+            except BaseException:
+                await undo(record.id, record.name)  # what is not stored has not happened
+                raise
+            return entry.record
+
+    async def restart(self, name: str, timeout_s: float) -> Container:
+        """Stop a container as `stop` does, if it runs, and start it."""
+        return await self._own(self._restart(self._find(name), timeout_s))
+
+    async def _restart(self, entry: Entry, timeout_s: float) -> Container:
+        if entry.record.status in LIVE:
+            entry.restarting = True
+            try:
+                await self._stop(entry, timeout_s)
+            finally:
+                entry.restarting = False
+        await self._start(entry, attach=False, size=(0, 0))
+        return entry.record
 
     async def _thaw(self, record: Container) -> None:
         """Let a container go on after a commit; a failure here must not hide that the image is made."""
@@ -273,11 +341,10 @@ class Containers:
 
     # --- for adoption -------------------------------------------------------------------------------------------------
 
-    def insert(self, record: Container) -> _Entry:
-        """Take a record into memory."""
-        entry = _Entry(record)
+    def insert(self, record: Container) -> Entry:
+        """Know of a container whose record is stored."""
+        entry = Entry(self._store, record)
         self._entries[record.id] = entry
-        self._names[record.name] = record.id
         if record.status not in LIVE:
             entry.ended.set()
         return entry
@@ -310,22 +377,14 @@ class Containers:
             identifier = self._world.random.token_hex(32)
             record = creation.first_record(spec, image, identifier=identifier, now_ns=now_ns, boot_id=self._world.processes.boot_id())
             await creation.check_sources(self._world, record.mounts)
-            if record.name in self._names:
-                raise AlreadyExists("container", record.name, f"remove it first: isopod rm {record.name}")
-            entry = self.insert(record)
-            async with entry.lock:  # who finds it now waits until it is stored
-                try:
-                    await self._records.put(record)
-                except BaseException:
-                    self._forget(record)
-                    raise
-        return record
+            await self._store.commit(Create(record))
+            return self.insert(record).record
 
-    async def _start(self, entry: _Entry, *, attach: bool, size: Size) -> Attached | None:
+    async def _start(self, entry: Entry, *, attach: bool, size: Size) -> Attached | None:
         async with entry.lock:
-            if self._is_gone(entry):
-                raise NotFound("container", entry.record.name, "it was removed meanwhile")
-            entry.record = msgspec.structs.replace(entry.record, status=self._next(entry, "start"), error="")
+            self._check_there(entry)
+            n_restarts = entry.record.restart_count + (entry.record.status == "restarting")
+            self._note(entry, status=self._next(entry, "start"), error="", restart_count=n_restarts)
             entry.ended.clear()
             try:
                 return await self._bring_up(entry, attach=attach, size=size)
@@ -333,13 +392,13 @@ class Containers:
                 await self._fail(entry, error)
                 raise
 
-    async def _bring_up(self, entry: _Entry, *, attach: bool, size: Size) -> Attached | None:
+    async def _bring_up(self, entry: Entry, *, attach: bool, size: Size) -> Attached | None:
         started_ns = self._world.clock.monotonic_ns()
         record = entry.record
         image = self._images.resolve(record.image_id)
         await self._supervisor.forget(record.id)
         attachment = await self._stage.set(record, image)
-        record = entry.record = msgspec.structs.replace(record, network=attachment.endpoint)
+        record = self._note(entry, network=attachment.endpoint)
         await self._stage.write_bundle(record, attachment.namespace)
         launch = await self._launch(record)
         try:
@@ -377,7 +436,7 @@ class Containers:
             stdin=record.stdin_open,
         )
 
-    async def _fail(self, entry: _Entry, error: BaseException) -> None:
+    async def _fail(self, entry: Entry, error: BaseException) -> None:
         """Undo a start that failed."""
         record = entry.record
         self._failed_starts.inc()
@@ -396,7 +455,7 @@ class Containers:
             attached.close()
         await undo()
 
-    async def _accompany(self, entry: _Entry, attached: Attached | None, stdio: Stdio | None) -> Container:
+    async def _accompany(self, entry: Entry, attached: Attached | None, stdio: Stdio | None) -> Container:
         """Carry a started container's terminal, if there is a client for it, until it ended."""
         record = entry.record
         if attached is None or stdio is None:
@@ -413,12 +472,16 @@ class Containers:
         finally:
             attached.close()
 
-    async def _exec(self, entry: _Entry, request: ExecContainer, session: str, folder: str) -> ExecSession:
-        async with entry.lock:  # not while it is frozen for a commit, and never in a bundle that is being cleared
-            record = entry.record
-            if record.status != "running":
-                raise WrongState("container", record.name, record.status, "run a command in it")
-            await self._world.disk.make_directory(folder)
+    async def _exec(self, entry: Entry, request: ExecContainer, session: str, folder: str) -> ExecSession:
+        async with entry.thawed.shared():
+            async with entry.lock:  # never in a bundle that is being cleared
+                record = entry.record
+                if record.status != "running":
+                    raise WrongState("container", record.name, record.status, "run a command in it")
+                await self._world.disk.make_directory(folder)
+            return await self._exec_in(record, request, session, folder)
+
+    async def _exec_in(self, record: Container, request: ExecContainer, session: str, folder: str) -> ExecSession:
         spec = build_process(
             command=request.command,
             env={**record.env, **request.env},
@@ -457,12 +520,12 @@ class Containers:
         await session.wait_supervisor()
         await self._world.disk.remove_tree(folder)
 
-    async def _stop(self, entry: _Entry, timeout_s: float) -> None:
+    async def _stop(self, entry: Entry, timeout_s: float) -> None:
         async with entry.lock:
             if entry.record.status not in LIVE and entry.record.status != "created":
                 return
             paused = entry.record.status == "paused"
-            entry.record = msgspec.structs.replace(entry.record, status=self._next(entry, "stop"))
+            self._note(entry, status=self._next(entry, "stop"))
             if paused:
                 await self._supervisor.resume(entry.record.id, entry.record.name)
             self._signal(entry.record, self._stop_signal(entry.record))
@@ -470,7 +533,7 @@ class Containers:
             return
         await self._kill(entry)
 
-    async def _kill(self, entry: _Entry) -> None:
+    async def _kill(self, entry: Entry) -> None:
         async with entry.lock:  # a start under way comes to its end first
             record = entry.record
             if record.status not in LIVE:
@@ -481,23 +544,23 @@ class Containers:
         if not await _within(entry.ended.wait(), KILL_TIMEOUT_S):
             raise RuntimeFailed("kill", record.name, f"it did not end within {KILL_TIMEOUT_S:g} s of SIGKILL")
 
-    async def _remove(self, entry: _Entry, *, force: bool) -> None:
+    async def _remove(self, entry: Entry, *, force: bool) -> None:
         if force:
             await self._kill(entry)
         async with entry.lock:
-            if self._is_gone(entry):
+            if self.is_gone(entry):
                 return  # auto-removed meanwhile
-            entry.record = msgspec.structs.replace(entry.record, status=self._next(entry, "remove"))
+            self._note(entry, status=self._next(entry, "remove"))
             await self._discard(entry)
 
-    def _watch(self, entry: _Entry, gone: Callable[[], Awaitable[None]]) -> None:
+    def _watch(self, entry: Entry, gone: Callable[[], Awaitable[None]]) -> None:
         async def watch() -> None:
             await gone()
             await self._own(self._finish(entry))
 
         self._background(watch(), f"watch {entry.record.id}")
 
-    async def _finish(self, entry: _Entry) -> None:
+    async def _finish(self, entry: Entry) -> None:
         """Deal with the end of a container: true exit code, OOM, everything cleared, record stored or removed."""
         async with entry.lock:
             record = entry.record
@@ -510,7 +573,7 @@ class Containers:
             await self._clear(record)
             await self._settle(
                 entry,
-                status=self._next(entry, "lost" if lost else "exited"),
+                status=self._next(entry, "restart" if entry.restarting else "lost" if lost else "exited"),
                 exit_code=LOST_EXIT_CODE if lost else code,
                 error="its supervisor died without telling the exit code" if lost else "",
                 oom_killed=oom_killed,
@@ -527,30 +590,49 @@ class Containers:
             self._logger.error("container.usage_unreadable", id=record.id, name=record.name, why=str(error))
             return False
 
-    async def _remember(self, entry: _Entry, **changes: Any) -> None:
+    async def _remember(self, entry: Entry, **changes: Any) -> None:
         """Change a record, and store it if the disk lets us."""
         try:
             await self._update(entry, **changes)
         except IsopodError as error:
             self._logger.error("container.not_stored", id=entry.record.id, name=entry.record.name, why=str(error))
-            await self._update(entry, durable=False, **changes)
+            self._note(entry, **changes)
 
-    async def _settle(self, entry: _Entry, **changes: Any) -> None:
+    async def _settle(self, entry: Entry, **changes: Any) -> None:
         """Write down a container's end, or remove it if that was asked for, and let those who wait for it go on.
 
         A disk that refuses keeps nobody waiting: the next start of the daemon comes to the same end by the exit file.
         """
         record = entry.record
-        changes |= {"finished_at_ns": self._world.clock.now_ns(), "network": Endpoint(network=record.network.network), **_GONE}
+        changes |= {"finished_at_ns": self._world.clock.now_ns(), "network": Endpoint(network=record.network.network), **GONE}
+        removes = record.auto_remove and not entry.restarting
         try:
-            await self._update(entry, durable=not record.auto_remove, **changes)
-            if record.auto_remove:
-                await self._discard(entry)
+            if removes:
+                self._note(entry, **changes)
+                await self._discard(entry, UpdateState(record.id, state_of(entry.record)))
+            else:
+                await self._update(entry, **changes)
         except IsopodError as error:
             self._logger.error("container.end_not_stored", id=record.id, name=record.name, why=str(error))
-            await self._update(entry, durable=False, **changes)
+            if not removes:
+                self._note(entry, **changes)
+            self._background(self._store_later(entry), f"watch storing of {record.id}")
         finally:
             entry.ended.set()
+
+    async def _store_later(self, entry: Entry) -> None:
+        """Store what the disk refused, as soon as it takes it again."""
+        pause_s = STORE_PAUSE_S
+        while not self.is_gone(entry):
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, STORE_PAUSE_S_MAX)
+            async with entry.lock:
+                try:
+                    if not self.is_gone(entry):
+                        await self._store.put_state(entry.record)
+                    return
+                except UnavailableError:
+                    continue
 
     async def _clear(self, record: Container) -> None:
         """Clear a container's kernel objects away; what refuses is logged and left for the next start of the daemon."""
@@ -570,28 +652,30 @@ class Containers:
         if not await _within(self._world.processes.wait_gone(identity), SUPERVISOR_GRACE_S):
             await self._supervisor.end(identity)
 
-    async def _discard(self, entry: _Entry) -> None:
-        """Forget a container. The record goes first: files without a record are removed at the next start."""
+    async def _discard(self, entry: Entry, *before: Operation) -> None:
+        """Forget a container, after other changes of it. The record goes first: files without a record are removed at the next start."""
         record = entry.record
-        await self._records.remove(record.id)
+        await self._store.commit(*before, Delete(record.id))
         await self._supervisor.forget(record.id)
-        self._forget(record)
+        self._entries.pop(record.id, None)
         entry.ended.set()
         self._background(self._world.disk.remove_tree(self._layout.container(record.id)), f"remove {record.id}")
         self._logger.info("container.removed", id=record.id, name=record.name)
 
-    async def _update(self, entry: _Entry, *, durable: bool = True, **changes: Any) -> None:
-        changes["updated_at_ns"] = self._world.clock.now_ns()
-        record = msgspec.structs.replace(entry.record, **changes)
-        if durable:
-            await self._records.put(record)
-        entry.record = record
+    async def _update(self, entry: Entry, **changes: Any) -> None:
+        await self._store.put_state(msgspec.structs.replace(entry.record, **changes))
+
+    def _note(self, entry: Entry, **changes: Any) -> Container:
+        """Change what is known of a container without storing it; return the record."""
+        self._store.note(msgspec.structs.replace(entry.record, **changes))
+        return entry.record
 
     # --- small things -------------------------------------------------------------------------------------------------
 
-    def _find(self, name: str) -> _Entry:
-        if name in self._names:
-            return self._entries[self._names[name]]
+    def _find(self, name: str) -> Entry:
+        named = self._entries.get(self._store.id_of(name) or "")
+        if named is not None:
+            return named
         found = [identifier for identifier in self._entries if identifier.startswith(name)] if len(name) >= 2 else []
         if len(found) > 1:
             raise InvalidArgument("container", name, f"{len(found)} ids begin so", "give more digits")
@@ -599,16 +683,11 @@ class Containers:
             raise NotFound("container", name, "`isopod ps -a` lists them")
         return self._entries[found[0]]
 
-    def _is_gone(self, entry: _Entry) -> bool:
-        """Whether a container was removed while its lock was waited for."""
-        return entry.record.id not in self._entries
+    def _check_there(self, entry: Entry) -> None:
+        if self.is_gone(entry):
+            raise NotFound("container", entry.last.name, "it was removed meanwhile")
 
-    def _forget(self, record: Container) -> None:
-        self._entries.pop(record.id, None)
-        if self._names.get(record.name) == record.id:
-            del self._names[record.name]
-
-    def _next(self, entry: _Entry, event: Event) -> Any:
+    def _next(self, entry: Entry, event: Event) -> Any:
         return advance(entry.record.name, entry.record.status, event)
 
     def _stop_signal(self, record: Container) -> int:
@@ -625,6 +704,10 @@ class Containers:
         identity = self._world.processes.identify(pid)
         if identity is not None and 1 <= signum <= _SIGNAL_MAX:
             self._world.processes.signal(identity, signum)
+
+    async def carry_through(self, operation: Coroutine[Any, Any, Result]) -> Result:
+        """Run an operation to its end even if the caller is cancelled."""
+        return await self._own(operation)
 
     async def _own(self, operation: Coroutine[Any, Any, Result]) -> Result:
         """Run an operation to its end even if the caller is cancelled."""
@@ -645,7 +728,7 @@ class Containers:
         return task
 
 
-_GONE: Final[dict[str, Any]] = {
+GONE: Final[dict[str, Any]] = {
     "pid": None,
     "pid_started_ticks": None,
     "supervisor_pid": None,

@@ -1,6 +1,6 @@
 """Creation: from what a client asks for to a container's first record. Everything is checked here, before anything exists."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from isopod.api.messages import Container, ContainerSpec, Endpoint, Image, Mount, Resources
@@ -13,6 +13,9 @@ MEMORY_BYTES_MIN: Final = 6 << 20
 """Below this the OCI runtime itself does not come up inside the group."""
 _ARGUMENTS_MAX: Final = 8192
 _TEXT_CHARS_MAX: Final = 128 << 10
+LABELS_MAX: Final = 1024
+LABEL_CHARS_MAX: Final = 64 << 10
+MOUNTS_MAX: Final = 256
 _PROTECTED: Final = ("/", "/proc", "/sys", "/dev")
 
 
@@ -31,10 +34,11 @@ def first_record(spec: ContainerSpec, image: Image, *, identifier: str, now_ns: 
     """
     name = check_name("container name", spec.name) if spec.name else identifier[:SHORT_ID_CHARS]
     hostname = check_name("hostname", spec.hostname) if spec.hostname else identifier[:SHORT_ID_CHARS]
-    _check_resources(spec.resources)
+    check_resources(spec.resources)
+    check_labels(spec.labels)
     working_dir = spec.working_dir or image.config.working_dir or "/"
     check_command(spec.command, spec.env, working_dir)
-    _check_mounts(spec.mounts)
+    check_mounts(spec.mounts)
     return Container(
         id=identifier,
         name=name,
@@ -81,10 +85,8 @@ def check_command(command: Iterable[str], env: Mapping[str, str], working_dir: s
     Raises:
         InvalidArgument: A text holds a NUL or is too long, a variable has no name, or the working directory is relative.
     """
-    _check_texts((*command, *env, *env.values(), working_dir))
-    for key in env:
-        if not key or "=" in key:
-            raise InvalidArgument("environment variable", key, "want KEY=VALUE")
+    _check_texts((*command, working_dir))
+    check_env(env)
     if not working_dir.startswith("/"):
         raise InvalidArgument("working directory", working_dir, "want an absolute path")
 
@@ -96,7 +98,12 @@ def _command(spec: ContainerSpec, image: Image) -> tuple[str, ...]:
     return command
 
 
-def _check_resources(resources: Resources) -> None:
+def check_resources(resources: Resources) -> None:
+    """Check limits.
+
+    Raises:
+        InvalidArgument: One is out of range.
+    """
     memory, cpus, pids = resources.memory_bytes_max, resources.cpus, resources.pids_max
     if memory is not None and memory < MEMORY_BYTES_MIN:
         raise InvalidArgument("memory limit", memory, f"want at least {MEMORY_BYTES_MIN >> 20}m")
@@ -108,25 +115,67 @@ def _check_resources(resources: Resources) -> None:
         raise InvalidArgument("disk limit", resources.disk_bytes_max, "no storage driver here can enforce one")
 
 
+def check_env(env: Mapping[str, str]) -> None:
+    """Check environment variables.
+
+    Raises:
+        InvalidArgument: One has no name, a "=" in it, a NUL, or there is too much of them.
+    """
+    _check_texts((*env, *env.values()))
+    for key in env:
+        if not key or "=" in key:
+            raise InvalidArgument("environment variable", key, "want KEY=VALUE")
+
+
+def check_labels(labels: Mapping[str, str]) -> None:
+    """Check labels.
+
+    Raises:
+        InvalidArgument: One has no name, a NUL, is too long, or there are too many.
+    """
+    if len(labels) > LABELS_MAX:
+        raise InvalidArgument("labels", len(labels), f"want at most {LABELS_MAX}")
+    for key, value in labels.items():
+        if not key or "\0" in key + value or len(key) + len(value) > LABEL_CHARS_MAX:
+            raise InvalidArgument("label", key[:40], "it has no name, holds a NUL, or is too long", "want KEY=VALUE")
+
+
+def check_mounts(mounts: Sequence[Mount]) -> None:
+    """Check mounts on their own, and that no two have the same place.
+
+    Raises:
+        InvalidArgument: A place is relative, protected, leads upwards or is given twice; a source is relative.
+    """
+    if len(mounts) > MOUNTS_MAX:
+        raise InvalidArgument("mounts", len(mounts), f"want at most {MOUNTS_MAX}")
+    seen: list[str] = []
+    for mount in mounts:
+        destination = _check_mount(mount)
+        if destination in seen:
+            raise InvalidArgument("mount destination", mount.destination, "given twice")
+        seen.append(destination)
+
+
+def place_of(destination: str) -> str:
+    """Return the one spelling of a mount's place inside the container."""
+    return "/" + "/".join(part for part in destination.split("/") if part not in ("", "."))
+
+
+def _check_mount(mount: Mount) -> str:
+    _check_texts((mount.source, mount.destination))
+    destination = place_of(mount.destination)
+    if not mount.destination.startswith("/") or ".." in mount.destination.split("/"):
+        raise InvalidArgument("mount destination", mount.destination, "want an absolute path without '..'")
+    if destination in _PROTECTED or destination.startswith(("/proc/", "/sys/")):
+        raise InvalidArgument("mount destination", mount.destination, "isopod keeps that place")
+    if mount.kind == "volume":
+        raise InvalidArgument("volume", mount.source, "named volumes do not exist yet", "give an absolute host path: -v /HOST:/CONT")
+    if mount.kind == "bind" and (not mount.source.startswith("/") or ".." in mount.source.split("/")):
+        raise InvalidArgument("volume", mount.source, "want an absolute host path without '..'", "for example -v /data:/data:ro")
+    return destination
+
+
 def _check_texts(texts: Iterable[str]) -> None:
     for n_texts, text in enumerate(texts, 1):
         if "\0" in text or len(text) > _TEXT_CHARS_MAX or n_texts > _ARGUMENTS_MAX:
             raise InvalidArgument("argument", text[:40], "holds a NUL, or is too long, or there are too many")
-
-
-def _check_mounts(mounts: tuple[Mount, ...]) -> None:
-    seen: list[str] = []
-    for mount in mounts:
-        _check_texts((mount.source, mount.destination))
-        destination = "/" + "/".join(part for part in mount.destination.split("/") if part not in ("", "."))
-        if not mount.destination.startswith("/") or ".." in mount.destination.split("/"):
-            raise InvalidArgument("mount destination", mount.destination, "want an absolute path without '..'")
-        if destination in _PROTECTED or destination.startswith(("/proc/", "/sys/")):
-            raise InvalidArgument("mount destination", mount.destination, "isopod keeps that place")
-        if destination in seen:
-            raise InvalidArgument("mount destination", mount.destination, "given twice")
-        if mount.kind == "volume":
-            raise InvalidArgument("volume", mount.source, "named volumes do not exist yet", "give an absolute host path: -v /HOST:/CONT")
-        if mount.kind == "bind" and not mount.source.startswith("/"):
-            raise InvalidArgument("volume", mount.source, "want an absolute host path", "for example -v /data:/data:ro")
-        seen.append(destination)

@@ -9,15 +9,20 @@ from typing import NamedTuple
 
 from isopod.api.messages import LogsRequest, NetworkRecord, NetworkSpec, RemovedImage
 from isopod.engine.adoption import Adoption
+from isopod.engine.backup import Backup, make_backup
+from isopod.engine.changes import Changes
 from isopod.engine.containers import Containers
+from isopod.engine.events import LoggingHandler, MetricsHandler
 from isopod.engine.images.store import ImageStore
 from isopod.engine.layout import Layout
+from isopod.engine.metadata import RECORDS, MetadataStore
 from isopod.engine.network.networks import Networks
 from isopod.engine.probe import Machine, RuntimeChoice, probe
-from isopod.engine.records import FileRecords
 from isopod.engine.stage import Stage
 from isopod.engine.states import LIVE
 from isopod.engine.supervisor import Supervisor
+from isopod.engine.usage import Usage
+from isopod.journal import JournalSettings
 from isopod.runtime.logger import Logger
 from isopod.runtime.metrics import Registry
 from isopod.world.errors import InUse
@@ -34,19 +39,36 @@ class EngineSettings(NamedTuple):
     runtime: RuntimeChoice = "auto"
     log_bytes_max: int = 64 << 20
     """Size at which a container's log starts anew: a chatty container cannot fill the disk."""
+    journal: JournalSettings = RECORDS
+    """Sizes, ages and numbers of the records' journal, its archive and its snapshots."""
 
 
 class Engine:
     """One machine's containers, images and networks. Made by `open`."""
 
     def __init__(
-        self, machine: Machine, layout: Layout, *, images: ImageStore, networks: Networks, stage: Stage, containers: Containers
+        self,
+        world: World,
+        machine: Machine,
+        layout: Layout,
+        *,
+        store: MetadataStore,
+        images: ImageStore,
+        networks: Networks,
+        stage: Stage,
+        containers: Containers,
+        changes: Changes,
+        usage: Usage,
     ) -> None:
         self.machine = machine
         self.layout = layout
+        self.store = store
         self.images = images
         self.networks = networks
         self.containers = containers
+        self.changes = changes
+        self.usage = usage
+        self._world = world
         self._stage = stage
 
     @classmethod
@@ -62,21 +84,29 @@ class Engine:
         Raises:
             ToolMissing: The machine lacks something.
             BadRecord: The networks file is damaged.
+            JournalDamaged, JournalForeign: The records cannot be read; nothing was changed.
         """
         layout = Layout.of(settings.paths)
         for folder in (layout.containers, layout.bundles, layout.namespaces, layout.supervisor.exits, layout.supervisor.runtime_state):
             await world.disk.make_directory(folder)
         machine = await probe(world, settings.runtime)
         images = await ImageStore.open(world, layout.images, logger=logger)
-        networks = await Networks.open(
-            world,
-            file=layout.networks,
-            namespaces=layout.namespaces,
-            prefix=settings.prefix,
-            default_subnet=settings.default_subnet,
-            pool_size=settings.pool_size,
-            logger=logger,
-        )
+        store = await MetadataStore.open(world, layout.metadata, logger=logger, metrics=metrics, settings=settings.journal)
+        store.subscribe(MetricsHandler(metrics))
+        store.subscribe(LoggingHandler(logger, "debug"))
+        try:
+            networks = await Networks.open(
+                world,
+                file=layout.networks,
+                namespaces=layout.namespaces,
+                prefix=settings.prefix,
+                default_subnet=settings.default_subnet,
+                pool_size=settings.pool_size,
+                logger=logger,
+            )
+        except BaseException:
+            await store.close()
+            raise
         stage = Stage(
             world,
             layout,
@@ -87,16 +117,29 @@ class Engine:
             seccomp=machine.seccomp,
         )
         supervisor = Supervisor(world, machine.tools, layout.supervisor, log_bytes_max=settings.log_bytes_max)
-        records = FileRecords(world, layout.records, logger)
-        containers = Containers(world, records, images, stage, supervisor=supervisor, layout=layout, logger=logger, metrics=metrics)
-        adoption = Adoption(world, records, containers, stage, supervisor=supervisor, networks=networks, layout=layout, logger=logger)
+        containers = Containers(world, store, images, stage, supervisor=supervisor, layout=layout, logger=logger, metrics=metrics)
+        adoption = Adoption(world, store, containers, stage, supervisor=supervisor, networks=networks, layout=layout, logger=logger)
+        changes = Changes(world, store, containers, stage, supervisor=supervisor, logger=logger)
+        usage = Usage(world, store, containers, stage, layout=layout, images=images)
         try:
             await adoption.run()
         except BaseException:
             await containers.close()
             await networks.close()
+            await store.close()
             raise
-        return cls(machine, layout, images=images, networks=networks, stage=stage, containers=containers)
+        return cls(
+            world,
+            machine,
+            layout,
+            store=store,
+            images=images,
+            networks=networks,
+            stage=stage,
+            containers=containers,
+            changes=changes,
+            usage=usage,
+        )
 
     @property
     def is_idle(self) -> bool:
@@ -128,7 +171,14 @@ class Engine:
             await self.containers.settle()
             await self.containers.close()
         finally:
-            await self.networks.close()
+            try:
+                await self.networks.close()
+            finally:
+                await self.store.close()
+
+    async def backup(self) -> Backup:
+        """Return a consistent copy of all records and networks, while everything goes on."""
+        return await make_backup(self.store, self._world, self.layout.networks)
 
     async def dispose(self) -> None:
         """Remove bridges, filter table and the top control group; call it only when idle, after `close`."""

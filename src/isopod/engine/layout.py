@@ -1,9 +1,12 @@
 """Layout: where the engine keeps the parts of each container, derived from the table of paths."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from isopod.engine.supervisor import SupervisorPaths
+from isopod.world.errors import InvalidArgument
+
+_IN_METADATA: Final = (("wal", "current.wal"), ("archive", "archive"), ("snapshots", "snapshots"))
 
 
 class Layout(NamedTuple):
@@ -14,18 +17,27 @@ class Layout(NamedTuple):
     images: str
     containers: str
     networks: str
-    records: str
+    metadata: str
+    """The records: journal, archive, snapshots."""
 
     @classmethod
     def of(cls, paths: Mapping[str, str]) -> "Layout":
-        """Derive the layout from resolved paths (`isopod.world.paths.resolve`)."""
+        """Derive the layout from resolved paths (`isopod.world.paths.resolve`).
+
+        Raises:
+            InvalidArgument: A part of the records' journal is to lie elsewhere than in its folder.
+        """
+        for name, place in _IN_METADATA:
+            if paths[name] != f"{paths['metadata']}/{place}":
+                hint = f"leave --{name} out, or move all of it with --metadata"
+                raise InvalidArgument(f"path {name}", paths[name], f"the journal's parts lie together in {paths['metadata']}", hint)
         return cls(
             root=paths["root"],
             run_root=paths["run_root"],
             images=paths["images"],
             containers=paths["containers"],
             networks=paths["networks"],
-            records=f"{paths['metadata']}/containers",
+            metadata=paths["metadata"],
         )
 
     @property

@@ -9,8 +9,8 @@ from typing import Final
 
 import msgspec
 
-from isopod.api.messages import Container, Image
-from isopod.engine.bundle import BundlePaths, Isolation, Json, build_config
+from isopod.api.messages import Container, Image, Resources
+from isopod.engine.bundle import BundlePaths, Isolation, Json, build_config, build_limits
 from isopod.engine.images.store import ImageStore
 from isopod.engine.layout import Layout
 from isopod.engine.network.networks import Attachment, Networks
@@ -78,6 +78,18 @@ class Stage:
             await asyncio.shield(asyncio.ensure_future(self.clear(record.id)))
             raise
 
+    async def disconnect(self, identifier: str) -> None:
+        """Take a container that runs off its network: its link goes, its loopback stays.
+
+        Raises:
+            UnavailableError: The kernel refused.
+        """
+        await self._networks.detach(identifier)
+
+    def limits(self, resources: Resources) -> Json:
+        """Return limits in the runtime's words, for a container that runs."""
+        return build_limits(resources, self._cgroups)
+
     async def clear(self, identifier: str) -> None:
         """Unmount, disconnect, and remove control group and bundle; what is not there is fine."""
         kernel, disk = self._world.kernel, self._world.disk
@@ -114,6 +126,8 @@ class Stage:
             # The writable layer's own mode is what the container sees as that of "/".
             await disk.make_directory(upper, mode=root.mode & 0o7777 if root is not None else 0o755)
             await disk.make_directory(f"{bundle}/rootfs")
+            if record.auto_remove:  # a restart: the kernel mounts no work folder again that a volatile overlay has used
+                await disk.remove_tree(work)
             await disk.make_directory(work)
             await self._world.kernel.mount_overlay(
                 f"{bundle}/rootfs",

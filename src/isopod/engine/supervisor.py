@@ -302,6 +302,25 @@ class Supervisor:
         """Thaw a paused container."""
         await self._runtime("resume", identifier, name=name)
 
+    async def update(self, identifier: str, name: str, limits: Mapping[str, Any]) -> None:
+        """Change the limits of a container that runs.
+
+        Args:
+            identifier: The container.
+            name: Its name, for errors.
+            limits: The `resources` object of the OCI runtime specification.
+
+        Raises:
+            RuntimeFailed: The kernel refused, for instance less memory than is in use.
+            UnavailableError: The disk failed.
+        """
+        path = f"{self._paths.bundles}/{identifier}/limits.json"
+        try:
+            await self._world.disk.write(path, msgspec.json.encode(limits))
+        except OSError as error:
+            raise from_os_error(error, "write", path) from error
+        await self._runtime("update", "--resources", path, identifier, name=name)
+
     async def delete(self, identifier: str, name: str) -> None:
         """Remove what the runtime keeps of a container, killing what is left of it; one it does not know is fine."""
         if await self._world.disk.stat(f"{self._paths.runtime_state}/{identifier}") is not None:
