@@ -3,6 +3,7 @@
 #   JOBS=1      build with one job, for small machines
 #   PKG=net     only the tests of one package: make test PKG=runtime
 #   ARGS=...    more arguments for pytest: make test-unit ARGS="-k addresses"
+#   SUITE=...   arguments for the suites: make test-stress SUITE="--repeat 20"
 #
 # Everything that is built lies in .venv/, build/ and rust/*/target/; `make clean` removes it.
 
@@ -18,10 +19,10 @@ ifdef JOBS
 export CARGO_BUILD_JOBS := $(JOBS)
 endif
 
-.PHONY: help setup setup-tests core run stop test test-unit test-host test-rust test-v2 lint format rows docs bench-run bench-runtime soak-runtime validate clean
+.PHONY: help setup setup-tests core run stop test test-unit test-host test-rust test-v2 test-simulation test-failpoints test-all test-ci test-stress test-verbose lint format rows docs bench-run bench-runtime bench-journal bench-raft soak-runtime validate clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install what is missing: Debian packages, the virtual environment, the Rust core, the launcher
 	@scripts/setup.sh
@@ -54,6 +55,24 @@ test-v2: setup ## Run a part of them in a virtual machine with cgroup v2 only (f
 	@scripts/vm.sh
 	@$(PYTEST) tests/vm -m vm $(ARGS)
 
+test-simulation: setup ## Run the simulation's suite: scenarios under faults, determinism, deliberate mutations
+	@$(PYTHON) -m scripts.suites simulation $(SUITE) -- $(ARGS)
+
+test-failpoints: setup ## Run the tests in which named places of the code fail
+	@$(PYTHON) -m scripts.suites failpoints $(SUITE) -- $(ARGS)
+
+test-all: setup-tests test-rust ## Run all tests, suite by suite, with JUnit reports in build/junit
+	@$(PYTHON) -m scripts.suites all --jobs 2 $(SUITE) -- $(ARGS)
+
+test-ci: setup-tests test-rust ## The same as a build server wants it: everything runs, limits stretched, the slowest shown
+	@$(PYTHON) -m scripts.suites all --profile ci --jobs 2 $(SUITE) -- $(ARGS)
+
+test-stress: setup-tests ## Repeat all tests with other seeds, and print how often each failed; SUITE="--repeat 20"
+	@$(PYTHON) -m scripts.suites all --profile stress $(SUITE) -- $(ARGS)
+
+test-verbose: setup-tests ## Run all tests and name each
+	@$(PYTEST) -vv $(ARGS)
+
 lint: setup ## Check format, style, types, floors, stubs, rows and generated files
 	@scripts/lint.sh
 
@@ -73,6 +92,12 @@ bench-run: setup ## Measure run, exec and ps beside podman, docker and crun (ins
 
 bench-runtime: setup ## Measure the runtime, HTTP, RPC and shards beside their peers (installs them); ARGS="--quick http" for a part
 	@$(PYTHON) -m benchmarks.runtime $(ARGS)
+
+bench-journal: setup ## Measure the journal beside a bare write and fdatasync
+	@$(PYTHON) -m benchmarks.journal $(ARGS)
+
+bench-raft: setup ## Measure three nodes beside three of etcd (installs it): writes, reads, fail-over, memory, the simulation's speed
+	@$(PYTHON) -m benchmarks.raft $(ARGS)
 
 soak-runtime: setup ## Ten minutes at full load with clients that die, stall and misbehave; fail if anything leaks
 	@$(PYTHON) -m benchmarks.soak $(ARGS)

@@ -141,9 +141,9 @@ def _look(smp: Smp, *, deep: bool) -> Look:
         probe(look)
     if deep:
         gc.collect()
-        with contextlib.suppress(AttributeError, OSError):  # give back what the allocator keeps: what is held is what counts
-            ctypes.CDLL(None).malloc_trim(0)
         _count_objects(look)
+    with contextlib.suppress(AttributeError, OSError):  # give back what the allocator keeps: what is held is what counts
+        ctypes.CDLL(None).malloc_trim(0)
     look.tasks = sorted(f"{task.coroutine} {task.location.rpartition('/')[2]}" for task in list_tasks())
     # The call by which a look at another shard is asked for is under way while it is answered.
     look.shard_calls = max(0, look.shard_calls - (1 if smp.shard else 0))

@@ -15,8 +15,8 @@ What must hold, or the run has failed:
   tasks, connections of each kind, calls, and among all Python objects transports, protocols and timers on wheels.
 - Memory, held: from the idle state after warm-up to that after the last round no process grows by more than 8 MiB of RSS, and a line
   through shard 0's idle states rises by less than 1 MiB a minute (judged from five minutes of load on: in shorter runs caches and the
-  allocator's pools are still filling). Idle states are looked at after a collection of garbage and malloc_trim(3), so that they show
-  what is held. No type of object has become more numerous by 500 and more.
+  allocator's pools are still filling). Every look comes after malloc_trim(3), those at idle states after a collection of garbage too, so
+  that they show what is held and not what the allocator keeps. No type of object has become more numerous by 500 and more.
 - Memory, in use: under load it goes up and down by tens of MiB with the answers that slow readers leave in buffers (8 MiB each here), so
   no line is drawn: the median of the last third of the looks is at most 48 MiB above that of the first third.
 - The well-behaved clients saw no failure, but for those on a shard that was killed meanwhile.

@@ -17,7 +17,7 @@ NOWHERE = ["-H", "/nonexistent/socket"]
     "words,expected",
     [
         (["ru"], ["run"]),
-        (["network", ""], ["create", "inspect", "list", "ls", "remove", "rm"]),
+        (["network", ""], ["connect", "create", "disconnect", "inspect", "list", "ls", "remove", "rm"]),
         (["ne"], ["network"]),
         (["--v"], ["--version"]),
         (["run", "--d"], ["--detach"]),

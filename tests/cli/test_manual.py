@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from isopod.cli import grammar, manual
+from isopod.cli.grammar_containers import CONTAINER_COMMANDS
 from isopod.cli.reference import reference
 from isopod.runtime.config import CONFIG_FLAG, SETTINGS, NodeConfig
+from isopod.runtime.config.cluster import CLUSTER_SETTINGS, ClusterSection
 from isopod.world.paths import CONFIG_FILE, PATHS
 from tests.cli.scripted_node import isopod
 
@@ -43,7 +45,7 @@ def test_ways_to_the_same_help() -> None:
     for words in ([], ["--help"], ["-h"], ["help"], ["--help", "ps"]):
         ended = isopod(*words)
         assert (ended.returncode, ended.stdout.decode()) == (0, overview)
-    run = manual.page(grammar.CONTAINER_COMMANDS[0])
+    run = manual.page(CONTAINER_COMMANDS[0])
     for words in (["run", "--help"], ["help", "run"], ["run", "-it", "-h"], ["container", "run", "--help"], ["help", "container", "run"]):
         assert isopod(*words).stdout.decode() == run
     assert isopod("image").stdout == isopod("help", "image").stdout == isopod("image", "--help").stdout
@@ -72,7 +74,10 @@ def test_the_reference_is_up_to_date() -> None:
 def test_the_nodes_options_are_those_it_reads() -> None:
     shown = {option.names[-1]: option for option in manual.options_of(grammar.NODE)}
     paths = [row.flag for row in PATHS if row.flag != "--socket"]
-    assert list(shown) == [CONFIG_FLAG, *(row.flag for row in SETTINGS), *paths]
+    cluster = [row.flag for row in CLUSTER_SETTINGS]
+    assert list(shown) == [CONFIG_FLAG, *(row.flag for row in SETTINGS), *cluster, *paths]
+    for name, value in ((row.flag, getattr(ClusterSection(), row.name)) for row in CLUSTER_SETTINGS):
+        assert not isinstance(value, int | str) or isinstance(value, bool) or str(value) in ("", shown[name].default)
     assert shown[CONFIG_FLAG].default == CONFIG_FILE
     for row in SETTINGS:
         default = str(getattr(NodeConfig(), row.name))

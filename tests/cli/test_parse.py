@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isopod.cli import grammar
+from isopod.cli.grammar_parts import Command
 from isopod.cli.parse import Parsed, parse
 from isopod.world.errors import UsageError
 
@@ -79,7 +80,7 @@ def test_socket_before_and_after_the_command() -> None:
         ("ps --al", 2, "no such option: --al", "did you mean --all?"),
         ("ps -x", 2, "no such option: -x", "see the options with --help"),
         ("ps -ax", 2, "no such option: -x", "see the options with --help"),
-        ("ps -format json", 2, "no such option: -f (in -format)", "did you mean --format?"),
+        ("images -format json", 2, "no such option: -f (in -format)", "did you mean --format?"),
         ("-z", 2, "no such option: -z", "see the options with --help"),
         ("run --detatch img", 125, "no such option: --detatch", "did you mean --detach?"),
         ("run", 125, "isopod run needs IMAGE", "see: isopod run --help"),
@@ -118,7 +119,7 @@ def test_any_words_end_in_a_meaning_or_a_usage_error(words: list[str]) -> None:
 
 
 @given(st.sampled_from([c for c in grammar.COMMANDS if c.rest and c is not grammar.NODE]), st.lists(st.text(max_size=6), max_size=5))
-def test_rest_belongs_to_the_command_inside(command: grammar.Command, rest: list[str]) -> None:
+def test_rest_belongs_to_the_command_inside(command: Command, rest: list[str]) -> None:
     parsed = parse([*command.name.split(), "first", "second", *rest])
     assert parsed.words == ["first", "second", *rest]
 
@@ -137,7 +138,8 @@ def test_grammar_is_sound() -> None:
 
 
 def test_methods_are_in_the_contract() -> None:
-    from isopod.api.methods import METHODS
+    from isopod.api import cluster, methods
+    from isopod.api.store import methods as store
 
-    known = {method.name for method in METHODS}
+    known = {method.name for method in (*methods.METHODS, *cluster.METHODS, *store.METHODS)}
     assert {command.method for command in grammar.COMMANDS if command.method} <= known

@@ -90,12 +90,14 @@ class Rig:
             "--default-subnet": "10.88.0.0/24",
             "--pool-size": "2",
         }
+        self.environment: dict[str, str] = {}
+        """Settings that have no flag; in the simulation only."""
         self._client: Client | None = None
 
     @property
     def config(self) -> NodeConfig:
         """What the node is told."""
-        return load_config(flags=self.flags)
+        return load_config(flags=self.flags, environment=self.environment)
 
     @property
     def client(self) -> Client:
@@ -416,7 +418,7 @@ class SimBackend:
     async def launch(self, config: NodeConfig) -> None:
         """Start a node."""
         from isopod.node.node import Node, pin_of
-        from isopod.node.services import NodeFacts
+        from isopod.node.system import NodeFacts
         from isopod.runtime.logger import Logger
 
         ending = asyncio.Event()

@@ -2,19 +2,57 @@
 
 import asyncio
 
+import msgspec
 import pytest
 
 from isopod.api import messages as m
 from isopod.api import methods
-from isopod.world.errors import CommandNotRunnable, InvalidArgument, IsopodError, NotFound
-from tests.node.rig import IMAGE, Rig
+from isopod.node.node import Node
+from isopod.node.system import NodeFacts
+from isopod.runtime.logger import Logger
+from isopod.world.errors import CommandNotRunnable, DiskFull, InvalidArgument, IsopodError, JournalDamaged, NotFound
+from isopod.world.sim import SimWorld
+from tests.node.rig import IMAGE, Rig, SimBackend
 
 
-async def test_a_damaged_record_costs_no_data_and_stops_nothing(rig: Rig) -> None:
+async def go_back_to_files(rig: Rig) -> str:
+    """Kill the node and leave its records as a node of format 1 left them; return their folder."""
+    records = await rig.list()
+    await rig.kill()
+    metadata = rig.config.paths["metadata"]
+    await rig.world.disk.remove_tree(metadata)
+    await rig.world.disk.make_directory(f"{metadata}/containers")
+    for record in records:
+        plain = msgspec.to_builtins(record)
+        del plain["revision"]
+        await rig.world.disk.write_atomic(f"{metadata}/containers/{record.id}.json", msgspec.json.encode(plain))
+    return f"{metadata}/containers"
+
+
+@pytest.mark.row("R14", "R25")
+async def test_records_of_the_first_format_are_taken_over_while_their_containers_run(rig: Rig) -> None:
+    async with rig:
+        running = await rig.run_detached("sleep", "1000", name="dear", network="bridge", labels={"tier": "web"})
+        await rig.run("sh", "-c", "exit 3", name="done")
+        ended = await rig.inspect("done")
+        folder = await go_back_to_files(rig)
+        await rig.start()
+        after = await rig.inspect("dear")
+        assert (after.status, after.pid, after.network, after.labels) == ("running", running.pid, running.network, {"tier": "web"})
+        assert after.revision > 0
+        assert (await rig.inspect("done")).exit_code == ended.exit_code == 3
+        assert await rig.world.disk.stat(folder) is None
+        assert f"{running.id}.json" in await rig.world.disk.list(f"{folder}.v1")
+        await rig.kill()
+        await rig.start()
+        assert [record.name for record in await rig.list()] == ["dear", "done"]
+
+
+@pytest.mark.row("R14")
+async def test_a_damaged_record_of_the_first_format_costs_no_data_and_stops_nothing(rig: Rig) -> None:
     async with rig:
         record = await rig.run_detached("sleep", "1000", name="dear", network="bridge")
-        path = f"{rig.config.paths['metadata']}/containers/{record.id}.json"
-        await rig.kill()
+        path = f"{await go_back_to_files(rig)}/{record.id}.json"
         good = await rig.world.disk.read(path)
         await rig.world.disk.write(path, good.replace(b'"running"', b'"dancing"'))
         await rig.start()
@@ -25,11 +63,42 @@ async def test_a_damaged_record_costs_no_data_and_stops_nothing(rig: Rig) -> Non
         other = await rig.run_detached("sleep", "1000", network="bridge")
         assert other.network.ip_address != record.network.ip_address
         await rig.kill()
+        kept = f"{rig.config.paths['metadata']}/containers.v1"
+        assert await rig.world.disk.list(kept) == [f"{record.id}.damaged"]
+        await rig.world.disk.remove(f"{kept}/{record.id}.damaged")
+        await rig.world.disk.make_directory(path.rpartition("/")[0])
         await rig.world.disk.write(path, good)
-        await rig.world.disk.remove(path.replace(".json", ".damaged"))
         await rig.start()
         after = await rig.inspect("dear")
         assert (after.status, after.pid, after.network) == ("running", record.pid, record.network)
+
+
+@pytest.mark.row("R20")
+async def test_a_damaged_journal_keeps_the_node_from_starting_and_its_containers_running(sim_world: SimWorld, folder: str) -> None:
+    rig = Rig(SimBackend(sim_world, folder), "isopodt")
+    async with rig:
+        record = await rig.run_detached("sleep", "1000", name="dear")
+        await rig.run_detached("sleep", "1000", name="other")
+        await rig.kill()
+        path = f"{rig.config.paths['metadata']}/current.wal"
+        good = await rig.world.disk.read(path)
+        at = good.index(b'"dear"')
+        await rig.world.disk.write(path, good[:at] + b'"bear"' + good[at + 6 :])
+        with pytest.raises(JournalDamaged) as refused:
+            await node_of(rig).start()
+        assert path in refused.value.message
+        assert "isopod journal repair" in refused.value.hint
+        assert record.pid is not None
+        assert rig.world.processes.identify(record.pid) is not None
+        await rig.world.disk.write(path, good)
+        await rig.start()
+        assert (await rig.inspect("dear")).pid == record.pid
+
+
+def node_of(rig: Rig) -> Node:
+    """A node on a rig's folders, for the errors of its start."""
+    facts = NodeFacts(started_at_ns=0, event_loop="sim", core="sim")
+    return Node(rig.world, rig.config, Logger(lambda _: None, rig.world.clock), facts)
 
 
 async def test_create_and_remove_at_once_leave_no_ghost(rig: Rig) -> None:
@@ -118,3 +187,32 @@ async def test_a_name_that_is_too_long_for_the_disk_is_the_users_mistake(rig: Ri
     async with rig:
         with pytest.raises((InvalidArgument, NotFound)):
             await rig.run("true", mounts=(m.Mount(source="/" + "a" * 300, destination="/x"),))
+
+
+@pytest.mark.row("R19", "R31")
+async def test_an_end_that_the_disk_refuses_is_stored_as_soon_as_there_is_room(sim_world: SimWorld, folder: str) -> None:
+    rig = Rig(SimBackend(sim_world, folder), "isopodt")
+    async with rig:
+        await rig.run_detached("sleep", "1000", name="box")
+        sim_world.disk.capacity_bytes = sim_world.disk.used_bytes + (256 << 10)  # too little for one more segment
+        for n_chars in (60_000, 1_000, 1):  # until nothing fits any more
+            with pytest.raises(DiskFull):
+                for number in range(10_000):
+                    labels = {"fill": chr(97 + number % 26) * n_chars}
+                    await rig.client.call(methods.CONTAINER_UPDATE, m.UpdateContainer(name="box", labels=labels))
+        with pytest.raises(DiskFull):
+            await rig.client.call(methods.CONTAINER_PAUSE, m.ContainerName(name="box"))
+        assert (await rig.exec("box", "echo", "thawed")).stdout == b"thawed\n", "what is not stored has not happened"
+        stopped = await rig.client.call(methods.CONTAINER_STOP, m.StopContainer(name="box", timeout_s=0.1))
+        assert (stopped.status, stopped.exit_code) == ("exited", 137), "the client hears the truth all the same"
+        sim_world.disk.capacity_bytes = 1 << 40
+        await asyncio.sleep(40)
+        events = []
+        until_ns = rig.world.clock.now_ns()
+        async with rig.client.open(methods.CONTAINER_EVENTS, m.EventsRequest(since_ns=0, until_ns=until_ns, kinds=("status",))) as call:
+            events = [item async for item in call if isinstance(item, m.Event)]
+        assert [event.status for event in events] == ["starting", "running", "exited"]
+        await rig.kill()
+        await rig.start()
+        after = await rig.inspect("box")
+        assert (after.status, after.exit_code, after.finished_at_ns) == ("exited", 137, stopped.finished_at_ns)

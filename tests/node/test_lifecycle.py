@@ -77,7 +77,10 @@ async def test_rm_removes_a_stopped_one_and_refuses_a_running_one(rig: Rig) -> N
         with pytest.raises(NotFound, match="thing"):
             await rig.inspect("thing")
         assert await rig.list() == []
-        assert record.id not in await rig.world.disk.list(f"{rig.config.paths['metadata']}/containers")
+        await rig.kill()
+        await rig.start()
+        assert await rig.list() == []
+        assert record.id not in await rig.world.disk.list(rig.config.paths["containers"])
 
 
 @pytest.mark.row("R6")

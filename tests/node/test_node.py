@@ -10,7 +10,7 @@ from isopod.api import methods
 from isopod.api.client import open_client
 from isopod.node.main import describe
 from isopod.node.node import Node
-from isopod.node.services import NodeFacts
+from isopod.node.system import NodeFacts
 from isopod.runtime.logger import Logger
 from isopod.world.errors import AlreadyServing, Disconnected, NotFound
 from isopod.world.world import World

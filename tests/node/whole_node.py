@@ -57,7 +57,7 @@ async def scenario(sim: SimWorld) -> None:
     async with rig:
         for number in range(N_ROUNDS):
             await one_round(rig, number, sim.random.stream(f"round {number}"))
-    for folder in ("root/containers", "root/metadata/containers", "run/bundles", "run/exits", "run/runtime"):
+    for folder in ("root/containers", "run/bundles", "run/exits", "run/runtime"):
         assert list(await sim.world.disk.list(f"{FOLDER}/{folder}")) == [], folder
     assert [process.argv for process in sim.machine.table.live()] == []
 

@@ -16,7 +16,23 @@ def test_every_claimed_row_has_a_test() -> None:
 
 @pytest.mark.row("R38")
 @pytest.mark.parametrize(
-    "area", ["wire", "world", "runtime", "net/rpc", "engine/images", "engine/network", "engine", "cli", "node", "project"]
+    "area",
+    [
+        "wire",
+        "world",
+        "runtime",
+        "net/rpc",
+        "engine/images",
+        "engine/network",
+        "engine",
+        "cli",
+        "node",
+        "project",
+        "journal",
+        "cluster",
+        "testing",
+        "sim",
+    ],
 )
 def test_every_area_has_a_suite(area: str) -> None:
     assert sorted((PROJECT / "tests" / area).glob("test_*.py"))

@@ -56,7 +56,7 @@ def test_test_files_have_distinct_places() -> None:
 
 
 def test_test_folders_mirror_the_package() -> None:
-    beside = {"project", "node", "benchmarks", "cli", "vm", "parity", "examples"}
+    beside = {"project", "node", "benchmarks", "cli", "vm", "parity", "examples", "sim"}
     folders = {path.name for path in (PROJECT / "tests").iterdir() if path.is_dir() and any(path.rglob("test_*.py"))}
     packages = {path.name for path in (PROJECT / "src/isopod").iterdir() if path.is_dir()}
 

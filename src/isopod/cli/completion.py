@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-    from isopod.cli.grammar import Command, Option
+    from isopod.cli.grammar_parts import Command, Option
 
 NODE_TIMEOUT_S: Final = 1.0
 SIGNALS: Final = ("HUP", "INT", "KILL", "QUIT", "TERM", "USR1", "USR2")
@@ -156,6 +156,8 @@ def _objects(what: str, socket: str) -> list[str]:
     """Return the names of that kind; the node is asked for those it keeps."""
     if what == "signal":
         return list(SIGNALS)
+    if what == "token action":
+        return ["create", "list", "revoke"]
     if what == "shell":
         return list(SCRIPTS)
     if what not in ("container", "image", "network"):

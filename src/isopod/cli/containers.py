@@ -50,7 +50,7 @@ def exec_(parsed: Parsed) -> int:
     body: Body = {
         "name": name,
         "command": words,
-        "env": _environment(parsed),
+        "env": environment(parsed),
         "working_dir": parsed.value("workdir"),
         "user": parsed.value("user"),
         "terminal": terminal,
@@ -103,6 +103,50 @@ def stop(parsed: Parsed) -> int:
     return for_each(parsed, act)
 
 
+def restart(parsed: Parsed) -> int:
+    """`isopod restart`."""
+    from isopod.world.units import parse_duration
+
+    timeout_s = parse_duration(parsed.value("time", "10"))
+
+    def act(link: Link, name: str) -> str:
+        link.call("container.restart", {"name": name, "timeout_s": timeout_s}, timeout_s + STOP_GRACE_S + START_TIMEOUT_S)
+        return name
+
+    return for_each(parsed, act)
+
+
+def pause(parsed: Parsed) -> int:
+    """`isopod pause`, `isopod unpause`."""
+    command = parsed.command
+    method = command.method if command is not None else "container.pause"
+
+    def act(link: Link, name: str) -> str:
+        link.call(method, {"name": name})
+        return name
+
+    return for_each(parsed, act)
+
+
+def update(parsed: Parsed) -> int:
+    """`isopod update`."""
+    from isopod.cli import changes
+
+    return changes.update(parsed)
+
+
+def events(parsed: Parsed) -> int:
+    """`isopod events`."""
+    from isopod.cli.events import print_events
+
+    return print_events(parsed)
+
+
+def stats(parsed: Parsed) -> int:
+    """`isopod stats`."""
+    return show(parsed, "container.stats", {"names": parsed.words})
+
+
 def kill(parsed: Parsed) -> int:
     """`isopod kill`."""
     text = parsed.value("signal", "KILL")
@@ -130,6 +174,10 @@ def remove(parsed: Parsed) -> int:
 def list_(parsed: Parsed) -> int:
     """`isopod ps`."""
     body: Body = {"all": parsed.flag("all")}
+    if parsed.values("filter") or parsed.value("last") or parsed.value("sort"):
+        from isopod.cli.changes import filters
+
+        body = filters(parsed, console.unix_time_ns())
     if not parsed.flag("quiet"):
         return show(parsed, "container.list", body)
     with open_link(parsed) as link:
@@ -224,7 +272,7 @@ def _spec(parsed: Parsed) -> Body:
         "image": parsed.words[0],
         "command": parsed.words[1:],
         "name": parsed.value("name"),
-        "env": _environment(parsed),
+        "env": environment(parsed),
         "labels": labels(parsed.values("label")),
         "working_dir": parsed.value("workdir"),
         "user": parsed.value("user"),
@@ -238,8 +286,12 @@ def _spec(parsed: Parsed) -> Body:
     }
 
 
-def _environment(parsed: Parsed) -> dict[str, str]:
-    """Return the variables of -e; a KEY alone takes the client's value, and is left out where the client has none."""
+def environment(parsed: Parsed) -> dict[str, str]:
+    """Return the variables of -e; a KEY alone takes the client's value, and is left out where the client has none.
+
+    Raises:
+        InvalidArgument: One has no name.
+    """
     variables: dict[str, str] = {}
     for text in parsed.values("env"):
         key, equals, value = text.partition("=")
@@ -272,5 +324,11 @@ VERBS: Final[dict[str, Callable[[Parsed], int]]] = {
     "wait": wait,
     "inspect": inspect,
     "commit": commit,
+    "restart": restart,
+    "pause": pause,
+    "unpause": pause,
+    "update": update,
+    "events": events,
+    "stats": stats,
 }
 """What carries out the commands, by the verb of their method."""

@@ -56,7 +56,7 @@ def print_logs(parsed: Parsed, body: Body) -> int:
                 raise
             printer.drop()
             note(f"note: the node went away; waiting for it, {RECONNECT_LIMIT_S:.0f} s at most\n")
-            link = _reopened(parsed, error)
+            link = reopened(parsed, error)
 
 
 class Printer:
@@ -127,8 +127,12 @@ class Printer:
         return False
 
 
-def _reopened(parsed: Parsed, error: Exception) -> Link:
+def reopened(parsed: Parsed, error: Exception) -> Link:
     """Connect again, as soon as the node is back.
+
+    Args:
+        parsed: The command line, for the node's socket.
+        error: How the connection was lost.
 
     Raises:
         Disconnected: It stayed away for too long: the first loss is reported.

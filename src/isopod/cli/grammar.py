@@ -1,128 +1,20 @@
 """The grammar of the command line, as data: every command with its arguments, options, examples and the RPC method behind it.
 
 From these tables come parsing (`parse`), help (`manual`), completion (`completion`) and docs/cli.md (`reference`): what is not
-said here does not exist. Nothing is imported at run time and nothing is computed but the tables: every call pays for this file.
+said here does not exist. Nothing is computed but the tables, and nothing but their parts is imported: every call pays for this file.
+The commands about containers are in `grammar_containers`, what tables are made of in `grammar_parts`.
 
 The docker words are kept: a command that docker has twice (`ps`, `container ls`) is one command with several names here.
 """
 
 from __future__ import annotations
 
+from isopod.cli.grammar_containers import CONTAINER_COMMANDS
+from isopod.cli.grammar_parts import CONTAINER, FORMAT, IMAGES, JOURNAL, NETWORKS, QUIET, Argument, Command, Option
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
-
-
-class Option:
-    """One option.
-
-    Args:
-        names: All spellings, the long one last: "-d --detach".
-        help: One line.
-        value: The name of its value in help; "" for a flag.
-        repeatable: May be given several times, all of which count.
-        default: What holds if it is not given, in words; shown in help.
-        choices: The only values allowed.
-        complete: What completion offers for its value: "network", "signal", "file" or "".
-    """
-
-    __slots__ = ("choices", "complete", "default", "help", "key", "names", "repeatable", "value")
-
-    def __init__(
-        self,
-        names: str,
-        help: str,  # noqa: A002  the word users know
-        value: str = "",
-        *,
-        repeatable: bool = False,
-        default: str = "",
-        choices: tuple[str, ...] = (),
-        complete: str = "",
-    ) -> None:
-        self.names: Final = tuple(names.split())
-        self.key: Final = self.names[-1].lstrip("-")
-        self.help: Final = help
-        self.value: Final = value
-        self.repeatable: Final = repeatable
-        self.default: Final = default
-        self.choices: Final = choices
-        self.complete: Final = complete
-
-
-class Argument:
-    """One positional argument.
-
-    Args:
-        name: As help shows it.
-        many: One or more (with `optional`: none or more).
-        optional: May be left out.
-        complete: What completion offers: "container", "image", "network", "file", "folder" or "".
-    """
-
-    __slots__ = ("complete", "many", "name", "optional")
-
-    def __init__(self, name: str, *, many: bool = False, optional: bool = False, complete: str = "") -> None:
-        self.name: Final = name
-        self.many: Final = many
-        self.optional: Final = optional
-        self.complete: Final = complete
-
-
-class Command:
-    """One command.
-
-    Args:
-        names: All its names, the one of the help first; a name is one or two words.
-        help: One line.
-        about: What else to know, a paragraph; "".
-        arguments: Positional arguments in order; only the last may be `many` or `optional`.
-        options: Its options, without the global ones.
-        examples: Whole command lines.
-        method: The RPC method behind it; "" for none.
-        rest: Options end at the first positional argument: what follows belongs to the command inside.
-        usage_exit_code: What a malformed command line returns.
-        failure_exit_code: What an engine error returns while a container is attached; 0 for the error's own.
-    """
-
-    __slots__ = (
-        "about",
-        "arguments",
-        "examples",
-        "failure_exit_code",
-        "help",
-        "method",
-        "name",
-        "names",
-        "options",
-        "rest",
-        "usage_exit_code",
-    )
-
-    def __init__(
-        self,
-        names: tuple[str, ...],
-        help: str,  # noqa: A002  the word users know
-        *,
-        about: str = "",
-        arguments: tuple[Argument, ...] = (),
-        options: tuple[Option, ...] = (),
-        examples: tuple[str, ...] = (),
-        method: str = "",
-        rest: bool = False,
-        usage_exit_code: int = 2,
-        failure_exit_code: int = 0,
-    ) -> None:
-        self.names: Final = names
-        self.name: Final = names[0]
-        self.help: Final = help
-        self.about: Final = about
-        self.arguments: Final = arguments
-        self.options: Final = options
-        self.examples: Final = examples
-        self.method: Final = method
-        self.rest: Final = rest
-        self.usage_exit_code: Final = usage_exit_code
-        self.failure_exit_code: Final = failure_exit_code
 
 
 PROGRAM: Final = "isopod"
@@ -134,184 +26,11 @@ GLOBAL_OPTIONS: Final = (SOCKET, HELP)
 """Allowed before and after the command's name."""
 VERSION: Final = Option("--version", "print the version of this program and do nothing else")
 
-_FORMAT: Final = Option("--format", "how to print", "FORMAT", default="table", choices=("table", "json"))
-_QUIET: Final = Option("-q --quiet", "print only names or ids, one a line")
-_CONTAINER: Final = Argument("CONTAINER", complete="container")
-_CONTAINERS: Final = Argument("CONTAINER", many=True, complete="container")
-_IMAGES: Final = Argument("IMAGE", many=True, complete="image")
-_NETWORKS: Final = Argument("NETWORK", many=True, complete="network")
-_COMMAND: Final = Argument("COMMAND", many=True, optional=True)
-
-_ENV: Final = Option("-e --env", "set a variable; KEY alone takes this shell's value", "KEY[=VALUE]", repeatable=True)
-_WORKDIR: Final = Option("-w --workdir", "the working folder inside", "FOLDER")
-_USER: Final = Option("-u --user", "run as this user: a name or a number, also with a group", "USER[:GROUP]")
-_INTERACTIVE: Final = Option("-i --interactive", "hand this terminal's input on to the command")
-_TTY: Final = Option("-t --tty", "give the command a terminal (ctrl-p ctrl-q detaches)")
-
-_CREATE_OPTIONS: Final = (
-    Option("--rm", "remove the container once it has ended"),
-    Option("-n --name", "the container's name", "NAME", default="one that is free"),
-    _ENV,
-    Option(
-        "-v --volume",
-        "show a file or folder of the host inside; HOST is absolute or begins with ./ or ../",
-        "HOST:CONTAINER[:ro]",
-        repeatable=True,
-        complete="file",
-    ),
-    _WORKDIR,
-    _USER,
-    Option("-m --memory", "memory at most: digits with k, m, g or t", "SIZE", default="no limit"),
-    Option("--cpus", "CPU time at most, in cores: 0.5", "N", default="no limit"),
-    Option("--pids-limit", "processes at most; -1 for no limit", "N", default="no limit"),
-    Option("--network", "bridge, none, host, or the name of a network", "NETWORK", default="bridge", complete="network"),
-    Option("--hostname", "the host name inside", "NAME", default="the container's short id"),
-    Option("-l --label", "a label for the container", "KEY[=VALUE]", repeatable=True),
-    _INTERACTIVE,
-    _TTY,
-)
-_IMAGE_AND_COMMAND: Final = (Argument("IMAGE", complete="image"), _COMMAND)
-
-CONTAINER_COMMANDS: Final = (
-    Command(
-        ("run", "container run"),
-        "create a container from an image and start it",
-        about="Without -d its output is shown here until it ends, signals are passed on to it, and its exit code is returned. "
-        "Everything after IMAGE belongs to the command.",
-        arguments=_IMAGE_AND_COMMAND,
-        options=(Option("-d --detach", "print the container's id and return as soon as it runs"), *_CREATE_OPTIONS),
-        examples=(
-            "isopod run --rm isopod/busybox echo hello",
-            "isopod run -it --rm isopod/busybox sh",
-            "isopod run -d --name web -m 64m --cpus 0.5 -v ./site:/www:ro isopod/busybox httpd -f -h /www",
-        ),
-        method="container.run",
-        rest=True,
-        usage_exit_code=125,
-        failure_exit_code=125,
-    ),
-    Command(
-        ("exec", "container exec"),
-        "run one more command inside a running container",
-        about="The container is the first word, or -n NAME; everything after it belongs to the command. "
-        "The command's exit code is returned.",
-        arguments=(Argument("CONTAINER", complete="container"), Argument("COMMAND", many=True)),
-        options=(
-            Option("-n --name", "the container, instead of the first word", "NAME", complete="container"),
-            _INTERACTIVE,
-            _TTY,
-            _ENV,
-            _WORKDIR,
-            _USER,
-        ),
-        examples=("isopod exec web ps", "isopod exec -n web cat /etc/hosts", "isopod exec -it web sh"),
-        method="container.exec",
-        rest=True,
-        usage_exit_code=125,
-        failure_exit_code=125,
-    ),
-    Command(
-        ("ps", "container ls", "container list", "container ps"),
-        "list running containers",
-        options=(Option("-a --all", "also those that do not run"), _FORMAT, _QUIET),
-        examples=("isopod ps -a", "isopod ps --format json"),
-        method="container.list",
-    ),
-    Command(
-        ("logs", "container logs"),
-        "print what a container wrote",
-        about="With -f a restart of the node is waited for (a minute at most) and bridged: nothing is lost, nothing comes twice.",
-        arguments=(_CONTAINER,),
-        options=(
-            Option("-f --follow", "go on until the container ends"),
-            Option("--tail", "only the last N lines", "N", default="all"),
-            Option("--since", "only what is newer: 10m, 2026-11-20T08:00:00Z, or seconds since 1970", "TIME"),
-            Option("-t --timestamps", "begin each line with its time"),
-        ),
-        examples=("isopod logs -f web", "isopod logs --tail 20 --since 10m web"),
-        method="container.logs",
-    ),
-    Command(
-        ("start", "container start"),
-        "start containers that are created or have ended",
-        arguments=(_CONTAINERS,),
-        options=(
-            Option("-a --attach", "show the output here until it ends, pass signals on, return its exit code"),
-            Option("-i --interactive", "also hand this terminal's input on; implies -a"),
-            Option("-d --detach", "return as soon as it runs (what happens without -a anyway)"),
-        ),
-        examples=("isopod start web", "isopod start -ai box"),
-        method="container.start",
-        failure_exit_code=125,
-    ),
-    Command(
-        ("stop", "container stop"),
-        "end containers: SIGTERM, and SIGKILL if that is not enough",
-        arguments=(_CONTAINERS,),
-        options=(Option("-t --time", "how long to wait before SIGKILL: 30, 1m", "SECONDS", default="10"),),
-        examples=("isopod stop web", "isopod stop -t 1m db web"),
-        method="container.stop",
-    ),
-    Command(
-        ("kill", "container kill"),
-        "send a signal to a container's first process",
-        arguments=(_CONTAINERS,),
-        options=(Option("-s --signal", "which one: a name or a number", "SIGNAL", default="KILL", complete="signal"),),
-        examples=("isopod kill web", "isopod kill -s HUP web"),
-        method="container.kill",
-    ),
-    Command(
-        ("rm", "container rm", "container remove"),
-        "remove containers that do not run",
-        arguments=(_CONTAINERS,),
-        options=(Option("-f --force", "kill them first if they run"),),
-        examples=("isopod rm web", "isopod rm -f web db"),
-        method="container.remove",
-    ),
-    Command(
-        ("create", "container create"),
-        "create a container without starting it",
-        arguments=_IMAGE_AND_COMMAND,
-        options=_CREATE_OPTIONS,
-        examples=("isopod create --name job isopod/busybox sh -c 'date; sleep 5'",),
-        method="container.create",
-        rest=True,
-    ),
-    Command(
-        ("wait", "container wait"),
-        "wait until containers end, and print their exit codes",
-        arguments=(_CONTAINERS,),
-        examples=("isopod wait job",),
-        method="container.wait",
-    ),
-    Command(
-        ("inspect",),
-        "print all about containers, images or networks, as JSON",
-        about="Each name is looked up as a container, then as an image, then as a network. One JSON object is printed for each.",
-        arguments=(Argument("NAME", many=True, complete="container"),),
-        examples=("isopod inspect web", "isopod inspect isopod/busybox"),
-        method="container.inspect",
-    ),
-    Command(
-        ("container inspect",),
-        "print all about containers, as JSON",
-        arguments=(_CONTAINERS,),
-        method="container.inspect",
-    ),
-    Command(
-        ("commit", "container commit"),
-        "make an image of a container's files",
-        arguments=(_CONTAINER, Argument("IMAGE")),
-        examples=("isopod commit box my/box:1",),
-        method="container.commit",
-    ),
-)
-
 IMAGE_COMMANDS: Final = (
     Command(
         ("images", "image ls", "image list"),
         "list images",
-        options=(_FORMAT, _QUIET),
+        options=(FORMAT, QUIET),
         method="image.list",
     ),
     Command(
@@ -337,14 +56,14 @@ IMAGE_COMMANDS: Final = (
     Command(
         ("rmi", "image rm", "image remove"),
         "remove images",
-        arguments=(_IMAGES,),
+        arguments=(IMAGES,),
         examples=("isopod rmi my/base:2",),
         method="image.remove",
     ),
     Command(
         ("image inspect",),
         "print all about images, as JSON",
-        arguments=(_IMAGES,),
+        arguments=(IMAGES,),
         method="image.inspect",
     ),
 )
@@ -364,28 +83,66 @@ NETWORK_COMMANDS: Final = (
     Command(
         ("network ls", "network list"),
         "list networks",
-        options=(_FORMAT, _QUIET),
+        options=(FORMAT, QUIET),
         method="network.list",
     ),
     Command(
         ("network inspect",),
         "print all about networks, as JSON",
-        arguments=(_NETWORKS,),
+        arguments=(NETWORKS,),
         method="network.inspect",
     ),
     Command(
         ("network rm", "network remove"),
         "remove networks that no container uses",
-        arguments=(_NETWORKS,),
+        arguments=(NETWORKS,),
         method="network.remove",
     ),
+    Command(
+        ("network connect",),
+        "put a container on a network",
+        about="A container is on one network at most. One that runs gets the connection at its next start.",
+        arguments=(Argument("NETWORK", complete="network"), CONTAINER),
+        examples=("isopod network connect backend web",),
+        method="network.connect",
+    ),
+    Command(
+        ("network disconnect",),
+        "take a container off its network",
+        about="One that runs loses its link at once and keeps its loopback.",
+        arguments=(Argument("NETWORK", complete="network"), CONTAINER),
+        examples=("isopod network disconnect backend web",),
+        method="network.disconnect",
+    ),
+)
+
+_CLUSTER_NODE_OPTIONS: Final = (
+    Option("--id", "this node's id in its cluster, never used twice", "N", default="1"),
+    Option("--bind", "where other nodes reach this one; makes it a node of a cluster", "HOST:PORT", default="none: in no cluster"),
+    Option("--advertise", "the same as the others see it, if that differs", "HOST:PORT", default="what --bind says"),
+    Option("--data-dir", "the cluster's state; without --root the engine's data lies there too", "FOLDER", default="{root}/cluster"),
+    Option("--peer --peers", "the nodes that form the cluster together, this one among them", "[ID:]HOST:PORT", repeatable=True),
+    Option("--join", "a member to join by", "HOST:PORT", repeatable=True),
+    Option("--token", "what lets this node in, or a secret of all that form a cluster", "TOKEN", default="ISOPOD_CLUSTER_TOKEN"),
+    Option("--join-cluster", "join the peers, never found a cluster"),
+    Option("--init-primary", "found the cluster, unless a peer is in one already"),
+    Option("--init-secondary", "the same as --join-cluster"),
+    Option(
+        "--role",
+        "containers and a replica, a replica only, or containers only",
+        "ROLE",
+        default="node",
+        choices=("node", "control", "agent"),
+    ),
+    Option("--voters-max", "how many nodes vote at most; said when the cluster is founded", "N", default="5", choices=("1", "3", "5", "7")),
 )
 
 NODE: Final = Command(
     ("node",),
     "run the daemon in the foreground",
     about="Every option is also an environment variable (ISOPOD_POOL_SIZE) and a key of the configuration file (pool_size; paths in "
-    "the table [paths]). An option beats a variable, a variable beats the file.",
+    "the table [paths]; the cluster's are ISOPOD_CLUSTER_BIND and, in the table [cluster], bind). An option beats a variable, a variable "
+    "beats the file.",
     options=(
         Option("--config", "the configuration file", "FILE", default="/etc/isopod/config.toml", complete="file"),
         Option("--layout", "where files go by default", "LAYOUT", default="isopod", choices=("isopod", "rtain")),
@@ -398,32 +155,247 @@ NODE: Final = Command(
         Option("--shards", "processes that share the work, 0 for one on each processor", "N", default="1"),
         Option("--telemetry", "where metrics, health and the dashboard are served; without a password", "ADDRESS", default="nowhere"),
         Option("--default-subnet", "the subnet of the network called bridge", "CIDR", default="10.88.0.0/24"),
+        *_CLUSTER_NODE_OPTIONS,
     ),
-    examples=("isopod node", "isopod node --root /srv/isopod --run-root /run/isopod2"),
+    examples=(
+        "isopod node",
+        "isopod node --root /srv/isopod --run-root /run/isopod2",
+        "isopod node --id 1 --bind 10.0.0.1:7000 --data-dir /srv/isopod",
+        "isopod node --id 2 --bind 10.0.0.2:7000 --data-dir /srv/isopod --join 10.0.0.1:7000 --token TOKEN",
+    ),
     rest=True,
 )
 """The daemon reads its own words (`isopod.node.main`); here they stand for help. Paths are added from `isopod.world.paths`."""
+
+_TIMEOUT: Final = Option("--timeout", "how long to wait for the answer: 5, 1m", "SECONDS", default="5")
+_NODE_ID: Final = Argument("NODE")
+_IF_REVISION: Final = Option("--if-revision", "only if the key was last changed at this revision; 0: only if it is not there", "REVISION")
+_CONSISTENCY: Final = Option(
+    "--consistency", "how new the answer must be", "KIND", default="linearizable", choices=("linearizable", "cached", "stale")
+)
+
+CLUSTER_COMMANDS: Final = (
+    Command(
+        ("cluster status",),
+        "print who leads, the term, and every node with its state",
+        options=(Option("--addr", "ask another node: its id or HOST:PORT", "NODE", default="the local node"), _TIMEOUT, FORMAT),
+        examples=("isopod cluster status", "isopod cluster status --addr 10.0.0.2:7000 --format json"),
+        method="cluster.status",
+    ),
+    Command(
+        ("cluster members", "cluster ls"),
+        "list the nodes of the cluster",
+        options=(_TIMEOUT, FORMAT),
+        method="cluster.members",
+    ),
+    Command(
+        ("cluster join",),
+        "bring the local node, which waits for that, into a member's cluster",
+        about="For a node that was started with --join-cluster and without peers, or that tries in vain. One that founded a cluster of its "
+        "own stays in it.",
+        arguments=(Argument("HOST:PORT"),),
+        options=(Option("--token", "the join token", "TOKEN", default="ISOPOD_CLUSTER_TOKEN"), _TIMEOUT, FORMAT),
+        examples=("isopod cluster join 10.0.0.1:7000 --token isopod-join-...",),
+        method="cluster.join",
+    ),
+    Command(
+        ("cluster leave", "cluster remove"),
+        "take another node out of the cluster: demoted first, then removed",
+        about="A node does not take itself out: ask another one. What was removed comes back only with an empty data folder and a new "
+        "token.",
+        arguments=(_NODE_ID,),
+        options=(_TIMEOUT, FORMAT),
+        examples=("isopod cluster leave 3",),
+        method="cluster.leave",
+    ),
+    Command(
+        ("cluster promote",),
+        "have a learner vote, as soon as it has caught up",
+        arguments=(_NODE_ID,),
+        options=(_TIMEOUT, FORMAT),
+        method="cluster.promote",
+    ),
+    Command(
+        ("cluster demote",),
+        "have a voter only replicate",
+        arguments=(_NODE_ID,),
+        options=(_TIMEOUT, FORMAT),
+        method="cluster.demote",
+    ),
+    Command(
+        ("cluster transfer",),
+        "hand leadership over, to a node or to who is most fit",
+        arguments=(Argument("NODE", optional=True),),
+        options=(_TIMEOUT, FORMAT),
+        examples=("isopod cluster transfer 2",),
+        method="cluster.transfer",
+    ),
+    Command(
+        ("cluster token",),
+        "make, list and revoke join tokens",
+        about="ACTION is create, list or revoke. A new token is printed once and kept nowhere.",
+        arguments=(Argument("ACTION", complete="token action"), Argument("ID", optional=True)),
+        options=(
+            Option("--valid", "how long it lets nodes in: 1h, 30m", "TIME", default="1h"),
+            Option("--uses", "how many nodes may come in by it", "N", default="1"),
+            Option("--role", "the most they may become", "ROLE", default="voter", choices=("voter", "learner", "agent")),
+            _TIMEOUT,
+            FORMAT,
+        ),
+        examples=("isopod cluster token create --uses 2", "isopod cluster token list", "isopod cluster token revoke 1f0c33a98b21"),
+    ),
+    Command(
+        ("cluster check",),
+        "compare the replicas: whether all nodes hold the same state",
+        options=(_TIMEOUT, FORMAT),
+        method="kv.consistency",
+    ),
+    Command(
+        ("cluster backup",),
+        "write all that is replicated into a file, while the cluster runs",
+        about="Who is in the cluster, and its tokens, are left out: a backup goes into any cluster.",
+        arguments=(Argument("FILE", complete="file"),),
+        examples=("isopod cluster backup cluster.backup",),
+        method="cluster.backup",
+    ),
+    Command(
+        ("cluster restore",),
+        "have the cluster hold what a backup holds",
+        arguments=(Argument("FILE", complete="file"),),
+        options=(Option("--force", "also if the cluster holds something, which is lost then"),),
+        examples=("isopod cluster restore cluster.backup",),
+        method="cluster.restore",
+    ),
+    Command(
+        ("cluster recover",),
+        "make a new cluster of one stopped node's replica: when more than half of the voters are lost for good",
+        about="Needs no running node. Without --yes it only says what it would do, and what may be lost. The old data is kept aside, and "
+        "no node of the old cluster is let into the new one: they join it anew, with empty data folders.",
+        arguments=(Argument("FOLDER", complete="folder"),),
+        options=(Option("--yes", "do it"), FORMAT),
+        examples=("isopod cluster recover /srv/isopod", "isopod cluster recover --yes /srv/isopod"),
+    ),
+)
+"""Without a node's socket only `recover` works."""
 
 SYSTEM_COMMANDS: Final = (
     Command(
         ("info",),
         "print what the node is and what it found on this machine",
-        options=(_FORMAT,),
+        options=(FORMAT,),
         method="system.info",
     ),
     Command(
         ("version",),
         "print the versions of this program and of the node",
-        options=(_FORMAT,),
+        options=(FORMAT,),
         method="system.version",
+    ),
+    Command(
+        ("system df",),
+        "print what all containers may use, what they use, and what lies on the disk",
+        about="Limits and measured use are apart: a limit that is not set counts as unlimited, not as zero.",
+        options=(FORMAT,),
+        method="system.usage",
+    ),
+    Command(
+        ("backup",),
+        "save all records and networks of a running node in a file",
+        about="The copy is of one moment; the node goes on meanwhile. Images and the files of containers are not in it.",
+        arguments=(Argument("FILE", complete="file"),),
+        examples=("isopod backup /srv/isopod.backup",),
+        method="system.backup",
+    ),
+    Command(
+        ("restore",),
+        "put a backup of records and networks back, while no node runs",
+        about="The records from before stay beside it (metadata.before-restore-N). Records of containers that ran are corrected at the "
+        "next start. Files of containers that the backup does not know would be removed then: such a backup needs --force.",
+        arguments=(Argument("FILE", complete="file"),),
+        options=(
+            Option("--config", "the node's configuration file", "FILE", default="/etc/isopod/config.toml", complete="file"),
+            Option("--root", "the node's folder of durable data", "FOLDER", complete="folder"),
+            Option("--run-root", "the node's folder of what need not survive a reboot", "FOLDER", complete="folder"),
+            Option("--force", "also if files of containers will be removed because of it"),
+        ),
+        examples=("isopod restore /srv/isopod.backup",),
     ),
     Command(
         ("debug tasks",),
         "list what the node is doing: its tasks, what each waits for, since when, in which scheduling group",
-        options=(_FORMAT,),
+        options=(FORMAT,),
         method="system.tasks",
     ),
     NODE,
+    Command(
+        ("sim",),
+        "run a whole cluster in the simulation, break it, and check every promise",
+        about="Nodes, network, disks and clocks are simulated; one seed decides everything, so a run can be repeated exactly. FILE is a "
+        "scenario file that --shrink printed. The seed is --seed, else ISOPOD_SIM_SEED, else MADSIM_TEST_SEED, else 12345. The exit "
+        "code is 1 if a promise was broken.",
+        arguments=(Argument("FILE", optional=True, complete="file"),),
+        options=(
+            Option("--seed", "decides everything", "N", default="12345"),
+            Option("--seeds", "run with each of these seeds", "FIRST..LAST"),
+            Option("--runs", "run with so many seeds, from --seed on", "N", default="1"),
+            Option("--scenario", "which faults may happen; all for one run of each", "NAME", default="everything"),
+            Option("--nodes", "how many nodes vote", "N", default="the scenario's"),
+            Option("--until", "how long faults and clients go on, in virtual time: 20s, 1m", "TIME", default="the scenario's"),
+            Option("--digest", "print nothing but the digest of all that happened"),
+            Option("--trace", "write what happened to a file, - for standard output", "FILE", complete="file"),
+            Option("--shrink", "make the first failing run as small as possible and print it as a scenario file"),
+            Option("--list", "list the scenarios and do nothing else"),
+            Option("--format", "how to print", "FORMAT", default="text", choices=("text", "json")),
+        ),
+        examples=(
+            "isopod sim",
+            "isopod sim --scenario partitions --seeds 1..20",
+            "isopod sim --seed 7 --digest",
+            "isopod sim --seed 7 --shrink > failing.json",
+        ),
+    ),
+    Command(
+        ("journal verify",),
+        "check every byte of a journal: records, archive and snapshots",
+        about="FOLDER holds current.wal, and belongs to a node that is stopped. Nothing is changed. The exit code is 5 if something is "
+        "damaged; a write that a crash cut off is no damage, for nothing of it was acknowledged.",
+        arguments=(JOURNAL,),
+        options=(FORMAT,),
+        examples=("isopod journal verify /var/lib/isopod/metadata", "isopod journal verify --format json ./metadata"),
+    ),
+    Command(
+        ("journal dump",),
+        "print the records of a journal, a line each",
+        about="Needs a stopped node. What is damaged is said on standard error, and what can be read behind it goes on; the exit code is "
+        "then 5.",
+        arguments=(JOURNAL,),
+        options=(
+            Option("--from", "begin with this record", "LSN"),
+            Option("--limit", "print so many at most", "N"),
+            FORMAT,
+        ),
+        examples=("isopod journal dump --from 100 --limit 10 ./metadata", "isopod journal dump --format json ./metadata"),
+    ),
+    Command(
+        ("journal compact",),
+        "let the records go that the newest snapshot covers",
+        about="Needs a stopped node. They stay in the archive for as long as --keep allows.",
+        arguments=(JOURNAL,),
+        options=(
+            Option("--keep", "closed segments of history that stay", "N", default="10"),
+            Option("--no-compress", "leave closed segments as they are"),
+        ),
+        examples=("isopod journal compact ./metadata", "isopod journal compact --keep 0 ./metadata"),
+    ),
+    Command(
+        ("journal repair",),
+        "make a damaged journal usable again, and say first what would be lost",
+        about="Needs a stopped node. Without --yes nothing is changed, and the exit code is 1 if there is something to do. What is "
+        "replaced is kept in FOLDER/damaged-N.",
+        arguments=(JOURNAL,),
+        options=(Option("--yes", "do it"), FORMAT),
+        examples=("isopod journal repair ./metadata", "isopod journal repair --yes ./metadata"),
+    ),
     Command(
         ("config show",),
         "print the settings a node would have, with defaults, files and this environment",
@@ -460,6 +432,51 @@ SYSTEM_COMMANDS: Final = (
     ),
 )
 
+KV_COMMANDS: Final = (
+    Command(
+        ("kv get",),
+        "print the value of a key",
+        about="The exit code is 1 if there is no such key.",
+        arguments=(Argument("KEY"),),
+        options=(_CONSISTENCY, _TIMEOUT, FORMAT),
+        examples=("isopod kv get jobs/a", "isopod kv get --consistency stale --format json jobs/a"),
+        method="kv.read",
+    ),
+    Command(
+        ("kv put", "kv set"),
+        "set a key, and print the store's revision",
+        about="A VALUE of - is read from standard input. The exit code is 1 if the key was not at the revision that was asked for.",
+        arguments=(Argument("KEY"), Argument("VALUE")),
+        options=(_IF_REVISION, _TIMEOUT),
+        examples=("isopod kv put jobs/a waiting", "isopod kv put --if-revision 7 jobs/a taken", "isopod kv put jobs/b -"),
+        method="kv.txn",
+    ),
+    Command(
+        ("kv delete", "kv rm"),
+        "remove a key, and print how many went",
+        about="The exit code is 1 if none did.",
+        arguments=(Argument("KEY"),),
+        options=(Option("--prefix", "remove all keys that begin so"), _IF_REVISION, _TIMEOUT),
+        examples=("isopod kv delete jobs/a", "isopod kv delete --prefix jobs/"),
+        method="kv.txn",
+    ),
+    Command(
+        ("kv list", "kv ls"),
+        "list keys, in order",
+        arguments=(Argument("PREFIX", optional=True),),
+        options=(Option("-q --quiet", "print only the keys"), _CONSISTENCY, _TIMEOUT, FORMAT),
+        examples=("isopod kv list", "isopod kv list -q jobs/"),
+        method="kv.read",
+    ),
+    Command(
+        ("kv watch",),
+        "print changes of keys as they happen",
+        arguments=(Argument("PREFIX", optional=True),),
+        options=(Option("--from", "the first change wanted may have this revision", "REVISION", default="what comes"), FORMAT),
+        examples=("isopod kv watch jobs/", "isopod kv watch --from 100 --format json"),
+        method="kv.watch",
+    ),
+)
 SECTIONS: Final = (
     ("Containers", CONTAINER_COMMANDS),
     ("Images", IMAGE_COMMANDS),
@@ -470,11 +487,15 @@ GROUPS: Final = (
     ("container", "all about containers"),
     ("image", "all about images"),
     ("network", "all about networks"),
+    ("cluster", "the nodes that work together"),
+    ("kv", "the keys and values that all nodes share"),
+    ("system", "what the node as a whole uses, and what happens"),
     ("config", "the node's settings, without a node"),
+    ("journal", "look into the files of a stopped node, and mend them"),
     ("debug", "look into a live node"),
 )
 """First words of two-word commands."""
-COMMANDS: Final = (*CONTAINER_COMMANDS, *IMAGE_COMMANDS, *NETWORK_COMMANDS, *SYSTEM_COMMANDS)
+COMMANDS: Final = (*CONTAINER_COMMANDS, *IMAGE_COMMANDS, *NETWORK_COMMANDS, *CLUSTER_COMMANDS, *KV_COMMANDS, *SYSTEM_COMMANDS)
 
 EXIT_CODES: Final = (
     (0, "done; detached from a container that goes on"),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Final
 
+    from isopod.cli.grammar_parts import Command
     from isopod.cli.parse import Parsed
 
     Handler = Callable[[Parsed], int]
@@ -77,12 +78,42 @@ def _run(parsed: Parsed, site_packages: str) -> int:
         from isopod.cli.completion import script
 
         return _print(script(parsed.words[0]))
+    return _room(command, site_packages)(parsed)
+
+
+def _room(command: Command, site_packages: str) -> Handler:
+    """Return what carries out a command, importing only its room, and the installed packages where it needs them."""
+    if command.name == "restore":
+        _find_packages(site_packages)
+        from isopod.cli.backup import put_back
+
+        return put_back
+    if command.name.startswith("cluster "):
+        if command.name == "cluster recover":
+            _find_packages(site_packages)
+        from isopod.cli.cluster import main as cluster
+
+        return cluster
+    if command.name.startswith("kv "):
+        from isopod.cli.kv import main as kv
+
+        return kv
     if command.name.startswith("config "):
         _find_packages(site_packages)
         from isopod.cli.config import VERBS
 
-        return VERBS[command.name](parsed)
-    return _handler(command.method)(parsed)
+        return VERBS[command.name]
+    if command.name.startswith("journal "):
+        _find_packages(site_packages)
+        from isopod.cli.journal import main as journal
+
+        return journal
+    if command.name == "sim":
+        _find_packages(site_packages)
+        from isopod.cli.sim import main as sim
+
+        return sim
+    return _handler(command.method)
 
 
 def _handler(method: str) -> Handler:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from isopod.cli import grammar
+from isopod.cli.grammar_parts import Option
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-    from isopod.cli.grammar import Argument, Command, Option
+    from isopod.cli.grammar_parts import Argument, Command
 
 _INDENT: Final = "  "
 _GAP: Final = 2
@@ -73,7 +74,7 @@ def options_of(command: Command) -> tuple[Option, ...]:
         return command.options
     from isopod.world.paths import PATHS
 
-    paths = [grammar.Option(row.flag, row.help, "PATH", default=row.default, complete="file") for row in PATHS]
+    paths = [Option(row.flag, row.help, "PATH", default=row.default, complete="file") for row in PATHS]
     return (*command.options, *(option for option in paths if option.key != grammar.SOCKET.key))
 
 

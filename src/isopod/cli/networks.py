@@ -50,6 +50,26 @@ def remove(parsed: Parsed) -> int:
     return for_each(parsed, act)
 
 
+def connect(parsed: Parsed) -> int:
+    """`isopod network connect`, `isopod network disconnect`."""
+    from isopod.cli import changes
+
+    command = parsed.command
+    return changes.connect(parsed, command.method if command is not None else "network.connect")
+
+
+def usage(parsed: Parsed) -> int:
+    """`isopod system df`."""
+    return show(parsed, "system.usage", {})
+
+
+def backup(parsed: Parsed) -> int:
+    """`isopod backup`."""
+    from isopod.cli.backup import save
+
+    return save(parsed)
+
+
 def info(parsed: Parsed) -> int:
     """`isopod info`."""
     return show(parsed, "system.info", {})
@@ -81,6 +101,10 @@ VERBS: Final[dict[str, Callable[[Parsed], int]]] = {
     "network.list": list_,
     "network.inspect": inspect,
     "network.remove": remove,
+    "network.connect": connect,
+    "network.disconnect": connect,
+    "system.usage": usage,
+    "system.backup": backup,
     "system.info": info,
     "system.tasks": tasks,
     "system.version": version,

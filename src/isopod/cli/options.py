@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from isopod.cli.parse import Parsed
 
 _HOW = {"ro": True, "rw": False}
+NO_LIMIT = "-1"
+"""A limit's value that takes it away."""
 
 
 def mount(text: str) -> dict[str, object]:
@@ -42,13 +44,14 @@ def resources(parsed: Parsed) -> dict[str, object]:
     Raises:
         InvalidArgument: One of them makes no sense.
     """
-    memory, cpus, pids = parsed.value("memory"), parsed.value("cpus"), parsed.value("pids-limit")
-    if pids and pids != "-1" and not (pids.isascii() and pids.isdigit() and int(pids[:18]) > 0 and len(pids) <= 18):
+    memory, cpus, pids = (parsed.value(name) for name in ("memory", "cpus", "pids-limit"))
+    memory, cpus = ("" if text == NO_LIMIT else text for text in (memory, cpus))
+    if pids and pids != NO_LIMIT and not (pids.isascii() and pids.isdigit() and int(pids[:18]) > 0 and len(pids) <= 18):
         raise invalid("pids-limit", pids, "want a number of processes, or -1 for no limit")
     return {
         "memory_bytes_max": parse_size(memory) if memory else None,
         "cpus": parse_cpus(cpus) if cpus else None,
-        "pids_max": int(pids) if pids and pids != "-1" else None,
+        "pids_max": int(pids) if pids and pids != NO_LIMIT else None,
     }
 
 

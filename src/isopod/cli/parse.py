@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Final
 
-    from isopod.cli.grammar import Command, Option
+    from isopod.cli.grammar_parts import Command, Option
     from isopod.world.errors import UsageError
 
 _BOOLEANS: Final = {"true": True, "false": False}

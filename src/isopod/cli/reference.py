@@ -7,7 +7,7 @@ from isopod.world.host import console
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from isopod.cli.grammar import Command, Option
+    from isopod.cli.grammar_parts import Command, Option
 
 _HEAD = """\
 # The command line

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from isopod.cli.lean import Link, text_of
+from isopod.cli.lean import CALL_TIMEOUT_S, Link, text_of
 from isopod.cli.protocol import one_line
 from isopod.cli.settings import socket_path
 from isopod.world.host import console
@@ -38,7 +38,7 @@ def note(text: str) -> None:
         return
 
 
-def render(link: Link, method: str, body: Body, how: str) -> str:
+def render(link: Link, method: str, body: Body, how: str, *, timeout_s: float = CALL_TIMEOUT_S) -> str:
     """Return another method's answer as the text the node makes of it.
 
     Args:
@@ -46,9 +46,11 @@ def render(link: Link, method: str, body: Body, how: str) -> str:
         method: What is asked.
         body: Its request.
         how: "table" or "json".
+        timeout_s: How long it may take.
     """
     _rows, columns = console.terminal_size(console.STDOUT)
-    return text_of(link.call("system.render", {"method": method, "body": body, "format": how, "columns": columns}), "text")
+    asked: Body = {"method": method, "body": body, "format": how, "columns": columns}
+    return text_of(link.call("system.render", asked, timeout_s), "text")
 
 
 def show(parsed: Parsed, method: str, body: Body) -> int:

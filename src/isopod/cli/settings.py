@@ -38,6 +38,9 @@ def socket_path(flag: str) -> str:
             value = console.environment(row.variable) or configured.get(row.key)
             if value:
                 chosen[row.name] = value
+    data_dir = console.environment("ISOPOD_CLUSTER_DATA_DIR") or configured.get("data_dir")
+    if data_dir and "root" not in chosen and "socket" not in chosen:
+        return f"{data_dir}/isopod.sock"  # a cluster's node keeps everything of its own there
     layout = console.environment("ISOPOD_LAYOUT") or configured.get("layout") or LAYOUTS[0]
     if layout not in LAYOUTS:
         from isopod.world.errors import InvalidArgument
@@ -78,7 +81,7 @@ def _read(path: str) -> bytes | None:
 
 def _settings(path: str, data: bytes) -> dict[str, str]:
     """Return what one file says about the keys that matter; most say nothing, and are not parsed."""
-    if not any(key.encode() in data for key in (*_KEYS, "layout")):
+    if not any(key.encode() in data for key in (*_KEYS, "layout", "data_dir")):
         return {}
     try:
         document = _parse(path, data.decode())
@@ -90,8 +93,10 @@ def _settings(path: str, data: bytes) -> dict[str, str]:
     if not isinstance(document, dict):
         return {}
     paths = document.get("paths")
+    cluster = document.get("cluster")
     table = {**document, **(paths if isinstance(paths, dict) else {})}
-    return {key: table[key] for key in (*_KEYS, "layout") if isinstance(table.get(key), str)}
+    table["data_dir"] = cluster.get("data_dir") if isinstance(cluster, dict) else None
+    return {key: value for key in (*_KEYS, "layout", "data_dir") if isinstance(value := table.get(key), str)}
 
 
 def _parse(path: str, text: str) -> object:

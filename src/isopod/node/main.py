@@ -8,11 +8,12 @@ of its files does. Containers go on either way.
 import asyncio
 import contextlib
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from isopod import __version__
 from isopod.node.configure import follow, read_configuration, stop_following
 from isopod.node.node import Node, pin_of
-from isopod.node.services import NodeFacts
+from isopod.node.system import NodeFacts
 from isopod.runtime.config import Loaded, NodeConfig
 from isopod.runtime.logger import Logger
 from isopod.runtime.logsinks import BoundedSink
@@ -20,10 +21,15 @@ from isopod.runtime.scheduling import current_group, default_group
 from isopod.runtime.shutdown import ShutdownSignals
 from isopod.runtime.stalls import StallDetector
 from isopod.world.errors import InvalidArgument, IsopodError, Unsupported, from_os_error
-from isopod.world.host import daemon
+from isopod.world.host import console, daemon
 from isopod.world.host.loop import loop_facts, new_loop
 from isopod.world.host.world import make_host_world
 from isopod.world.world import World
+
+SWITCHES: Final = ("--join-cluster", "--init-primary", "--init-secondary")
+"""Flags that need no value."""
+SEVERAL: Final = {"--peer": "--peers", "--peers": "--peers", "--join": "--join"}
+"""Flags that may stand several times, and what they are called in the configuration."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -67,18 +73,8 @@ def _where() -> Mapping[str, object]:
 async def _serve(world: World, loaded: Loaded[NodeConfig], logger: Logger, *, flags: Mapping[str, str], sink: BoundedSink) -> int:
     config = loaded.config
     # The namespace comes first: entering it needs a process that has no other thread yet.
-    run_root = config.paths["run_root"]
-    pinned_before = True
-    try:
-        pinned_before = await world.disk.stat(pin_of(config)) is not None
-        await world.disk.make_directory(run_root, mode=0o711)
-        await world.disk.make_directory(f"{run_root}/ns")
-        await world.kernel.prepare(pin_of(config))
-    except OSError as error:
-        if not pinned_before:
-            with contextlib.suppress(OSError):  # why it failed is what counts
-                await world.kernel.release(pin_of(config))
-        raise from_os_error(error, "set up the mount namespace below", run_root) from error
+    has_engine = config.cluster.role != "control"
+    pinned_before = await _enter_namespace(world, config) if has_engine else True
     kind, why = loop_facts() if config.event_loop == "uvloop" else (config.event_loop, "asked for")
     facts = NodeFacts(started_at_ns=world.clock.now_ns(), event_loop=f"{kind} ({why})", core=__version__)
     node = Node(world, config, logger, facts)
@@ -94,7 +90,11 @@ async def _serve(world: World, loaded: Loaded[NodeConfig], logger: Logger, *, fl
     with daemon.handle_signals(signals):
         stalls.start()
         try:
+            if node.cluster is not None:
+                node.cluster.failed.add_done_callback(lambda _: signals.stop("cluster"))
             await node.stop(await signals.wait())
+            if node.cluster is not None:
+                node.cluster.failed.result()  # what ended it, if that was the cluster
         finally:
             stalls.stop()
             await stop_following(following)
@@ -102,10 +102,29 @@ async def _serve(world: World, loaded: Loaded[NodeConfig], logger: Logger, *, fl
     return 0
 
 
+async def _enter_namespace(world: World, config: NodeConfig) -> bool:
+    """Enter the private mount namespace; return whether it was there before."""
+    run_root = config.paths["run_root"]
+    pinned_before = True
+    try:
+        pinned_before = await world.disk.stat(pin_of(config)) is not None
+        await world.disk.make_directory(run_root, mode=0o711)
+        await world.disk.make_directory(f"{run_root}/ns")
+        await world.kernel.prepare(pin_of(config))
+    except OSError as error:
+        if not pinned_before:
+            with contextlib.suppress(OSError):  # why it failed is what counts
+                await world.kernel.release(pin_of(config))
+        raise from_os_error(error, "set up the mount namespace below", run_root) from error
+    return pinned_before
+
+
 def _configure(flags: Mapping[str, str]) -> Loaded[NodeConfig]:
-    if not daemon.is_root():
-        raise Unsupported("a node without root", "it makes mounts, namespaces and control groups", "run it as root: sudo isopod node")
-    return read_configuration(flags, daemon.environment())
+    loaded = read_configuration(flags, daemon.environment())
+    if not daemon.is_root() and loaded.config.cluster.role != "control":
+        hint = "run it as root: sudo isopod node; or without containers: --role control"
+        raise Unsupported("a node without root", "it makes mounts, namespaces and control groups", hint)
+    return loaded
 
 
 def _flags(argv: Sequence[str]) -> Mapping[str, str]:
@@ -116,8 +135,14 @@ def _flags(argv: Sequence[str]) -> Mapping[str, str]:
         flag, equals, value = word.partition("=")
         if not flag.startswith("--"):
             raise InvalidArgument("argument", word, "unexpected", "see `isopod node --help`")
+        if not equals and flag in SWITCHES:
+            flags[flag] = "true"
+            continue
         if not equals and not words:
             raise InvalidArgument("flag", flag, "unknown, or it wants a value", "see `isopod node --help`")
         value = value if equals else words.pop(0)
-        flags[flag] = value
+        if flag in SEVERAL:
+            flag = SEVERAL[flag]
+            value = f"{flags[flag]},{value}" if flag in flags else value
+        flags[flag] = console.absolute(value) if flag == "--data-dir" and value else value
     return flags

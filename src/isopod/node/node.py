@@ -1,4 +1,4 @@
-"""Node: an engine served over RPC on a World, from locking its folders to the last phase of its shutdown.
+"""Node: an engine, a cluster's node, or both, served over RPC on a World, from locking its folders to the last phase of its shutdown.
 
 The same class runs on the host and in the simulation; what is only the host's (arguments, signals, standard error) is in `main`.
 """
@@ -8,11 +8,17 @@ from typing import Final
 
 import msgspec
 
+from isopod.api import messages as m
+from isopod.cluster.member import ClusterNode
 from isopod.engine.engine import Engine, EngineSettings
+from isopod.engine.metadata import RECORDS
 from isopod.net.rpc import Server
+from isopod.net.rpc.call import AnyHandler, AnyMethod
 from isopod.node import shards
+from isopod.node.cluster import ClusterServices, cluster_config
 from isopod.node.groups import RPC
-from isopod.node.services import NodeFacts, Services
+from isopod.node.services import Services
+from isopod.node.system import NodeFacts, SystemServices, no_engine_handlers
 from isopod.runtime.config import NodeConfig
 from isopod.runtime.logger import Logger
 from isopod.runtime.metrics import Home, Registry, ShardMetrics, next_generation
@@ -27,7 +33,7 @@ DRAIN_S: Final = 2.0
 """How long calls may take to end by themselves. Those that follow a log or carry a terminal never do: their clients come back."""
 SOCKET_MODE: Final = 0o660
 OTHERS_WRITE: Final = 0o022
-_LOCK: Final = "node.lock"
+LOCK: Final = "node.lock"
 
 
 def pin_of(config: NodeConfig) -> str:
@@ -52,6 +58,7 @@ class Node:
         self._facts = facts
         self._locks: list[OpenFile] = []
         self._engine: Engine | None = None
+        self._cluster: ClusterNode | None = None
         self._listener: Listener | None = None
         self._shutdown = ShutdownCoordinator(logger, world.clock)
         self._metrics_folder = f"{config.paths['run_root']}/metrics"
@@ -78,6 +85,16 @@ class Node:
             raise RuntimeError("the node was not started")
         return self._engine
 
+    @property
+    def cluster(self) -> ClusterNode | None:
+        """Its part of a cluster, None if it is in none."""
+        return self._cluster
+
+    @property
+    def has_engine(self) -> bool:
+        """Whether it runs containers."""
+        return self._config.cluster.role != "control"
+
     async def start(self, *, socket_gid: int | None = None) -> None:
         """Lock, open the engine, listen.
 
@@ -103,18 +120,18 @@ class Node:
                 raise from_os_error(error, "lock", folder) from error
         metrics = self._metrics = await self._open_metrics()
         config = self._config
-        settings = EngineSettings(
-            paths=paths,
-            prefix=config.prefix,
-            default_subnet=config.default_subnet,
-            pool_size=config.pool_size,
-            runtime=config.runtime,
-        )
-        engine = self._engine = await Engine.open(self._world, settings, logger=self._logger, metrics=metrics)
-        self._register("engine", ShutdownPhase.FINAL_CLEANUP, self._close_engine)
-        services = Services(self._world, engine, config, self._facts)
-        server = Server(self._world, services.handlers(), logger=self._logger, metrics=metrics)
-        services.serve_on(server)
+        handlers: dict[AnyMethod, AnyHandler] = no_engine_handlers()
+        if self.has_engine:
+            engine = self._engine = await self._open_engine(metrics)
+            self._register("engine", ShutdownPhase.FINAL_CLEANUP, self._close_engine)
+            handlers = dict(Services(self._world, engine).handlers())
+        told = cluster_config(config)
+        if told is not None:
+            self._cluster = ClusterNode(self._world, told, self._logger, metrics)
+        system = SystemServices(self._world, config, self._facts, engine=self._engine, cluster=self._cluster_facts)
+        handlers |= {**system.handlers(), **ClusterServices(self._world, self._cluster).handlers()}
+        server = Server(self._world, handlers, logger=self._logger, metrics=metrics)
+        system.serve_on(server)
         self._register("calls", ShutdownPhase.DRAIN_CONNECTIONS, lambda: server.drain(DRAIN_S))
         self._register("connections", ShutdownPhase.STOP_REACTORS, server.close)
         await self._start_shards(metrics, socket_gid)
@@ -123,7 +140,36 @@ class Node:
         except OSError as error:
             raise from_os_error(error, "listen on", paths["socket"]) from error
         self._register("listener", ShutdownPhase.STOP_ACCEPTING, self._listener.close)
+        if self._cluster is not None:
+            self._register("cluster", ShutdownPhase.STOP_TIMERS, self._cluster.stop)
+            await self._cluster.start()
         self._logger.info("node.ready", socket=paths["socket"], pid=self._world.processes.own_pid())
+
+    async def _open_engine(self, metrics: Registry) -> Engine:
+        config = self._config
+        settings = EngineSettings(
+            paths=config.paths,
+            prefix=config.prefix,
+            default_subnet=config.default_subnet,
+            pool_size=config.pool_size,
+            runtime=config.runtime,
+            journal=RECORDS._replace(**msgspec.structs.asdict(config.records)),
+        )
+        return await Engine.open(self._world, settings, logger=self._logger, metrics=metrics)
+
+    def _cluster_facts(self) -> m.ClusterFacts | None:
+        if self._cluster is None:
+            return None
+        status = self._cluster.status()
+        return m.ClusterFacts(
+            id=status.cluster_id,
+            node_id=status.node_id,
+            state=status.state,
+            leader_id=status.leader_id,
+            address=self._cluster.advertised,
+            voters=len(status.voters),
+            nodes=len(status.nodes),
+        )
 
     async def _open_metrics(self) -> Registry:
         """Return the registry of shard 0, on pages that the other shards read; those of an earlier node are removed first."""
@@ -195,11 +241,11 @@ class Node:
         disk = self._world.disk
         await disk.make_directory(folder, mode=0o711)
         found = await disk.stat(folder)
-        if found is None or found.uid != 0 or found.mode & OTHERS_WRITE:
+        if found is None or (self.has_engine and found.uid != 0) or found.mode & OTHERS_WRITE:
             raise InvalidArgument(
                 "folder", folder, "it belongs to somebody else, or others may write to it", f"chown root {folder}; chmod 711 {folder}"
             )
-        path = f"{folder}/{_LOCK}"
+        path = f"{folder}/{LOCK}"
         lock = await disk.lock(path, msgspec.json.encode({"pid": self._world.processes.own_pid()}))
         if lock is None:
             raise AlreadyServing(folder, await self._owner(path))

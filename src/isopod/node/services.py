@@ -1,69 +1,44 @@
-"""Services: the contract's methods, served by an engine. Thin: decode, ask the engine, answer."""
+"""Services: the contract's methods that an engine serves. Thin: decode, ask the engine, answer."""
 
 import asyncio
-import platform
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import aclosing
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
-import msgspec
-
-import isopod
 from isopod.api import messages as m
-from isopod.api import methods, render
+from isopod.api import methods
 from isopod.engine.containers import LOST_EXIT_CODE
 from isopod.engine.engine import Engine
+from isopod.engine.events import stream_events
 from isopod.engine.logs import read_logs
-from isopod.net.rpc import Call, Handler, Server
+from isopod.net.rpc import Call, Handler
 from isopod.node.groups import BULK
 from isopod.node.progress import ProgressReport
-from isopod.runtime.config import NodeConfig
-from isopod.runtime.task_list import list_tasks
-from isopod.wire.frames import VERSION_HIGHEST
 from isopod.wire.service import Method
-from isopod.world.errors import BugError
 from isopod.world.world import World
 
+CHUNK_BYTES: Final = 256 << 10
 AnyCall = Call[Any, Any]
 T = TypeVar("T")
-
-
-class NodeFacts(NamedTuple):
-    """What a node says of itself."""
-
-    started_at_ns: int
-    event_loop: str
-    core: str
 
 
 class Services:
     """The handlers of one node.
 
     Args:
-        world: For time and the machine's facts.
+        world: For time.
         engine: Who does the work.
-        config: What the node was told.
-        facts: What the node is.
     """
 
-    def __init__(self, world: World, engine: Engine, config: NodeConfig, facts: NodeFacts) -> None:
+    def __init__(self, world: World, engine: Engine) -> None:
         self._world = world
         self._engine = engine
-        self._config = config
-        self._facts = facts
-        self._server: Server | None = None
-
-    def serve_on(self, server: Server) -> None:
-        """Say which server dispatches, for `system.render`."""
-        self._server = server
 
     def handlers(self) -> dict[Method[Any, Any], Handler[Any, Any]]:
         """Return a handler for every method of the contract."""
         return {
-            methods.SYSTEM_VERSION: self.version,
-            methods.SYSTEM_INFO: self.info,
-            methods.SYSTEM_TASKS: self.tasks,
-            methods.SYSTEM_RENDER: self.render,
+            methods.SYSTEM_USAGE: self.usage,
+            methods.SYSTEM_BACKUP: self.backup,
             methods.CONTAINER_RUN: self.run,
             methods.CONTAINER_CREATE: self.create,
             methods.CONTAINER_START: self.start,
@@ -76,6 +51,12 @@ class Services:
             methods.CONTAINER_EXEC: self.exec,
             methods.CONTAINER_LOGS: self.logs,
             methods.CONTAINER_COMMIT: self.commit,
+            methods.CONTAINER_PAUSE: self.pause,
+            methods.CONTAINER_UNPAUSE: self.unpause,
+            methods.CONTAINER_RESTART: self.restart,
+            methods.CONTAINER_UPDATE: self.update,
+            methods.CONTAINER_EVENTS: self.events,
+            methods.CONTAINER_STATS: self.stats,
             methods.IMAGE_LIST: self.image_list,
             methods.IMAGE_INSPECT: self.image_inspect,
             methods.IMAGE_REMOVE: self.image_remove,
@@ -85,71 +66,9 @@ class Services:
             methods.NETWORK_LIST: self.network_list,
             methods.NETWORK_INSPECT: self.network_inspect,
             methods.NETWORK_REMOVE: self.network_remove,
+            methods.NETWORK_CONNECT: self.network_connect,
+            methods.NETWORK_DISCONNECT: self.network_disconnect,
         }
-
-    # --- the node -----------------------------------------------------------------------------------------------------
-
-    async def version(self, _: AnyCall, __: m.Empty) -> m.Version:
-        """Who answers."""
-        return m.Version(version=isopod.__version__, protocol=VERSION_HIGHEST, python=platform.python_version(), core=self._facts.core)
-
-    async def info(self, _: AnyCall, __: m.Empty) -> m.NodeInfo:
-        """What was probed, and why."""
-        machine, host, paths = self._engine.machine, self._world.kernel.host_facts(), self._config.paths
-        containers = self._engine.containers
-        return m.NodeInfo(
-            version=isopod.__version__,
-            pid=self._world.processes.own_pid(),
-            started_at_ns=self._facts.started_at_ns,
-            socket=paths["socket"],
-            root=paths["root"],
-            run_root=paths["run_root"],
-            paths=dict(paths),
-            hostname=host.hostname,
-            operating_system=host.operating_system,
-            kernel=host.kernel,
-            architecture=host.architecture,
-            n_cpus=host.n_cpus,
-            memory_bytes=host.memory_bytes,
-            event_loop=self._facts.event_loop,
-            cgroup_mode=machine.cgroup_mode,
-            runtime=m.Probed(value=machine.tools.runtime, why=machine.tools.runtime_why),
-            supervisor=m.Probed(value=machine.tools.supervisor, why=machine.tools.supervisor_why),
-            accelerator=machine.accelerator,
-            storage_driver=machine.storage_driver,
-            network_driver=m.Probed(value="bridge", why="rtnetlink, and one nftables table of isopod's own"),
-            seccomp_profile=machine.seccomp_profile,
-            containers=len(containers.list(all_states=True)),
-            containers_running=len(containers.list(all_states=False)),
-            images=len(self._engine.images.list()),
-        )
-
-    async def tasks(self, _: AnyCall, __: m.Empty) -> m.TaskList:
-        """What the loop is doing."""
-        return m.TaskList(
-            tasks=tuple(
-                m.TaskEntry(
-                    name=task.name,
-                    state=task.state,
-                    group=task.group,
-                    function=task.function,
-                    location=task.location,
-                    awaits=task.awaits,
-                    age_s=task.age_s,
-                )
-                for task in list_tasks()
-            )
-        )
-
-    async def render(self, _: AnyCall, request: m.RenderRequest) -> m.Rendered:
-        """Another method's answer as text."""
-        if self._server is None:
-            raise BugError("services without a server")
-        reply = await self._server.invoke(request.method, request.body)
-        if not isinstance(reply, msgspec.Struct):
-            raise BugError(f"{request.method} answered no message")
-        now_s = self._world.clock.now_ns() / 1e9
-        return m.Rendered(text=render.render(request.method, reply, form=request.format, now_s=now_s))
 
     # --- containers ---------------------------------------------------------------------------------------------------
 
@@ -186,8 +105,8 @@ class Services:
         return m.Empty()
 
     async def list(self, _: AnyCall, request: m.ListContainers) -> m.ContainerList:
-        """The running ones, or all."""
-        return m.ContainerList(containers=tuple(self._engine.containers.list(all_states=request.all)))
+        """Those that pass the filters."""
+        return m.ContainerList(containers=tuple(self._engine.usage.list(request)))
 
     async def inspect(self, _: AnyCall, request: m.ContainerName) -> m.Container:
         """Its record."""
@@ -210,6 +129,44 @@ class Services:
     async def commit(self, _: AnyCall, request: m.CommitContainer) -> m.Image:
         """An image of its files."""
         return await self._engine.containers.commit(request)
+
+    async def pause(self, _: AnyCall, request: m.ContainerName) -> m.Container:
+        """Freeze it."""
+        return await self._engine.containers.pause(request.name)
+
+    async def unpause(self, _: AnyCall, request: m.ContainerName) -> m.Container:
+        """Let it go on."""
+        return await self._engine.containers.unpause(request.name)
+
+    async def restart(self, _: AnyCall, request: m.RestartContainer) -> m.Container:
+        """Stop and start it."""
+        return await self._engine.containers.restart(request.name, request.timeout_s)
+
+    async def update(self, _: AnyCall, request: m.UpdateContainer) -> m.UpdatedContainer:
+        """Change it."""
+        return await self._engine.changes.update(request)
+
+    async def events(self, call: AnyCall, request: m.EventsRequest) -> m.Empty:
+        """What happens, until the client has enough."""
+        async with aclosing(stream_events(self._world, self._engine.store, request)) as events:
+            async for event in events:
+                await call.send(event)
+        return m.Empty()
+
+    async def stats(self, _: AnyCall, request: m.StatsRequest) -> m.UsageList:
+        """What containers use now."""
+        return m.UsageList(containers=tuple(self._engine.usage.stats(request)))
+
+    async def usage(self, _: AnyCall, __: m.Empty) -> m.SystemUsage:
+        """What all of them add up to."""
+        return await self._engine.usage.total()
+
+    async def backup(self, call: AnyCall, _: m.Empty) -> m.BackedUp:
+        """All records at one moment."""
+        made = await self._engine.backup()
+        for start in range(0, len(made.data), CHUNK_BYTES):
+            await call.send(m.Chunk(data=made.data[start : start + CHUNK_BYTES]))
+        return made.facts
 
     # --- images -------------------------------------------------------------------------------------------------------
 
@@ -259,6 +216,14 @@ class Services:
         """Remove it."""
         await self._engine.remove_network(request.name)
         return m.Empty()
+
+    async def network_connect(self, _: AnyCall, request: m.ConnectNetwork) -> m.UpdatedContainer:
+        """Put a container on it."""
+        return await self._engine.changes.connect(request)
+
+    async def network_disconnect(self, _: AnyCall, request: m.ConnectNetwork) -> m.UpdatedContainer:
+        """Take a container off it."""
+        return await self._engine.changes.disconnect(request)
 
 
 def _ran(record: m.Container, ended: bool) -> m.Ran:

@@ -78,14 +78,15 @@ def make_names(leaves: Sequence[Leaf], *, prefix: str, aliases: Sequence[Alias],
     by_key = {leaf.key: leaf for leaf in leaves}
     variables: dict[str, str] = {}
     flags: dict[str, str] = {}
-    for key in by_key:
+    for key, leaf in by_key.items():
         section, _, name = key.partition(".")
         words = (name if section in short_sections else key).replace(".", "_")
-        variable, flag = f"{prefix}_{words.upper()}", "--" + words.replace("_", "-")
+        variable, flag = f"{prefix}_{words.upper()}", leaf.flag or "--" + words.replace("_", "-")
         if variable in variables:
             raise ValueError(f"{key} and {variables[variable]} are both called {variable}")
+        if flag in flags:
+            raise ValueError(f"{key} and {flags[flag]} are both called {flag}")
         variables[variable] = flags[flag] = key
-        flags[flag] = key
     return Names(by_key, variables, flags, tuple(alias for alias in aliases if alias.key in by_key))
 
 

@@ -16,8 +16,10 @@ import msgspec
 from msgspec import Meta
 
 from isopod.runtime.config.aliases import NODE
+from isopod.runtime.config.cluster import ClusterSection
 from isopod.runtime.config.layers import FileText, Origin
 from isopod.runtime.config.loader import ConfigLoader, Loaded
+from isopod.runtime.config.records import RecordsSection
 from isopod.runtime.config.schema import flatten, nest
 from isopod.world.network import TcpAddress, parse_address
 from isopod.world.paths import CONFIG_FILE, PATHS, Row, resolve
@@ -83,6 +85,8 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     shards: ShardCount = 1
     telemetry: str = ""
     default_subnet: str = "10.88.0.0/24"
+    cluster: ClusterSection = ClusterSection()
+    records: RecordsSection = RecordsSection()
     paths: dict[str, str] = {}
 
 
@@ -128,8 +132,12 @@ def load_node(
     settings = flatten(loaded.config)
     chosen = {key.removeprefix("paths."): str(value) for key, value in settings.items() if key.startswith("paths.") and value}
     told = {key: value for key, value in settings.items() if not key.startswith("paths.")}
-    paths = resolve(chosen, str(told["layout"]))
     origins = dict(loaded.origins)
+    _place_cluster(told, chosen, origins)
+    paths = resolve(chosen, str(told["layout"]))
+    if not told["cluster.data_dir"]:
+        told["cluster.data_dir"] = f"{paths['root']}/cluster"
+        origins["cluster.data_dir"] = Origin("default", f"made from paths.root ({origins.get('paths.root', 'default')})")
     if not told["prefix"]:
         told["prefix"] = derive_prefix(paths["root"])
         origins["prefix"] = Origin("default", f"made from paths.root ({origins.get('paths.root', 'default')})")
@@ -164,6 +172,25 @@ def derive_prefix(root: str) -> str:
     if root == resolve({})["root"]:
         return DEFAULT_PREFIX
     return "iso" + hashlib.sha256(root.encode()).hexdigest()[:5]
+
+
+def _place_cluster(told: dict[str, object], chosen: dict[str, str], origins: dict[str, Origin]) -> None:
+    """Put everything of a node into the cluster's folder if that was given and the engine's was not, so that several nodes fit on one
+    machine: its data, its socket, a run folder and a default subnet of its own."""
+    folder = str(told["cluster.data_dir"])
+    if not folder or "root" in chosen:
+        return
+    made = Origin("default", f"made from cluster.data_dir ({origins.get('cluster.data_dir', 'default')})")
+    root = f"{folder}/engine"
+    run_root = f"{folder}/run" if told["cluster.role"] == "control" else f"/run/{derive_prefix(root)}"
+    for name, path in (("root", root), ("run_root", run_root), ("socket", f"{folder}/isopod.sock")):
+        if name not in chosen:
+            chosen[name] = path
+            origins[f"paths.{name}"] = made
+    node_id = told["cluster.node_id"]
+    if "default_subnet" not in origins and isinstance(node_id, int) and 1 <= node_id <= 255:
+        told["default_subnet"] = f"10.88.{node_id}.0/24"
+        origins["default_subnet"] = Origin("default", "made from cluster.node_id")
 
 
 def _field(field: msgspec.structs.FieldInfo) -> tuple[str, Any, Any]:  # a name, an annotation and its default

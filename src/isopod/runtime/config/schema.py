@@ -6,7 +6,7 @@ stands in its annotation::
     port: Annotated[int, Meta(ge=1, le=65535, description="where it listens", extra={"live": True})] = 8080
 
 `description` is help; `extra` may say `live` (a reload applies it), `want` (what fits, in words), `file` (it must exist), `secret`
-(its value is not shown).
+(its value is not shown), `flag` (the flag, if it is not the one that follows from the key).
 """
 
 import types
@@ -43,6 +43,8 @@ class Leaf(NamedTuple):
     is_live: bool
     is_file: bool
     is_secret: bool
+    flag: str = ""
+    """Its flag, "" for the one that follows from its key."""
 
     @property
     def is_list(self) -> bool:
@@ -136,6 +138,7 @@ def _leaf(key: str, field: msgspec.structs.FieldInfo) -> Leaf:
         bool(extra.get("live")),
         bool(extra.get("file")),
         bool(extra.get("secret")),
+        str(extra.get("flag") or ""),
     )
 
 

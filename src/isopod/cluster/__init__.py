@@ -1,0 +1,1 @@
+"""The cluster: Raft, its members, and what they hold in common."""

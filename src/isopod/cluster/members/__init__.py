@@ -1,0 +1,1 @@
+"""Who belongs to the cluster: identity, credentials, joining and leaving, failure detection. `isopod.cluster.member` puts it together."""

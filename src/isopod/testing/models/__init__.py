@@ -1,0 +1,1 @@
+"""Small models of protocols, and a checker that visits every state they can reach."""
