@@ -398,8 +398,8 @@ class RaftLog:
         self._n_entry_bytes += stretch.n_bytes
 
     def _backed_hard_state(self, snapshot_index: int = 0) -> bytes:
-        """Return the HardState with a commit index within what the journal has taken: entries that a full disk refuses may lie between, and a
-        log that ends before its commit index is taken for one that lost its tail."""
+        """Return the HardState with a commit index within what the journal has taken: entries that a full disk refuses may lie between, and
+        a log that ends before its commit index is taken for one that lost its tail."""
         if not self._hard_state:
             return self._hard_state
         state = decode_hard_state(self._hard_state)
