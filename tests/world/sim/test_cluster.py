@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import inspect
 import math
 import signal
 
@@ -211,3 +212,15 @@ def test_a_machine_added_while_it_runs_is_inside_the_partition_that_names_no_mor
 def test_an_untraced_run_has_no_digest() -> None:
     with cluster() as sim, pytest.raises(RuntimeError, match="no trace"):
         sim.loop.trace_digest()
+
+
+async def test_a_process_that_dies_before_its_first_step_leaves_nothing_to_await(sim_world: SimWorld) -> None:
+    async def live() -> None:
+        raise AssertionError("it never begins")
+
+    killed, cut = live(), live()
+    sim_world.spawn_node(killed).kill()
+    assert inspect.getcoroutinestate(killed) == inspect.CORO_CLOSED
+    sim_world.spawn_node(cut)
+    sim_world.power_cut()
+    assert inspect.getcoroutinestate(cut) == inspect.CORO_CLOSED

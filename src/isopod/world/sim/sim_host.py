@@ -11,6 +11,7 @@
 """
 
 import asyncio
+import inspect
 from collections.abc import Coroutine
 from typing import Any, Generic, TypeVar
 
@@ -156,6 +157,7 @@ class SimHost:
             return await _settle(coro, result)
 
         handle = NodeHandle(self, process, result)
+        process.owner.hold(lambda: _drop_unbegun(coro))
         self.machine.table.run(process, body)
         return handle
 
@@ -174,6 +176,12 @@ class SimHost:
         """Boot: whoever still believes in an old connection is told otherwise as soon as it says something."""
         if self.machine.station is not None:
             self.machine.station.set_up(up=True)
+
+
+def _drop_unbegun(coro: Coroutine[Any, Any, object]) -> None:
+    """Close the code of a process that died before its first step: nobody will await it."""
+    if inspect.getcoroutinestate(coro) == inspect.CORO_CREATED:
+        coro.close()
 
 
 async def _settle(coro: Coroutine[Any, Any, _T], result: "asyncio.Future[_T]") -> int:
