@@ -6,8 +6,8 @@ service, node and time.
 
 from __future__ import annotations
 
-from isopod.cli.lean import Link, answer, bytes_of, number_of, rows_of, text_of
-from isopod.cli.protocol import ERROR, ITEM, REPLY
+from isopod.cli.download import download
+from isopod.cli.lean import number_of, rows_of, text_of
 from isopod.cli.say import invalid, note, open_link, render, say
 from isopod.world.host import console
 from isopod.world.units import parse_duration
@@ -22,9 +22,7 @@ if TYPE_CHECKING:
     from isopod.world.errors import IsopodError
 
 TIMEOUT_S: Final = "5"
-IDLE_LIMIT_S: Final = 60.0
 ACTIONS: Final = ("create", "list", "revoke")
-_PARTIAL: Final = ".partial"
 
 
 def main(parsed: Parsed) -> int:
@@ -119,17 +117,7 @@ def token(parsed: Parsed) -> int:
 def backup(parsed: Parsed) -> int:
     """`isopod cluster backup`."""
     path = console.absolute(parsed.words[0])
-    with open_link(parsed) as link:
-        partial = path + _PARTIAL
-        fd = console.open_private(partial)
-        try:
-            facts = _receive(link, fd)
-            console.replace(partial, path, fd)
-        except BaseException:
-            console.remove(partial)
-            raise
-        finally:
-            console.close(fd)
+    facts = download(parsed, "cluster.backup", path)
     say(f"{path}: revision {number_of(facts, 'revision')}, {number_of(facts, 'n_bytes')} bytes, sha256:{text_of(facts, 'digest')}\n")
     return 0
 
@@ -190,29 +178,6 @@ def _change(parsed: Parsed, method: str, body: Body, timeout_s: float) -> int:
         done = link.call(method, body, timeout_s)
     say(_json(done) + "\n" if parsed.value("format") == "json" else text_of(done, "message") + "\n")
     return 0
-
-
-def _receive(link: Link, fd: int) -> Body:
-    """Write the stream of a backup to a file; return the answer.
-
-    Raises:
-        IsopodError: The node could not make it, or went away.
-    """
-    call = link.begin("cluster.backup", {}, None)
-    heard_s = console.monotonic_s()
-    while True:
-        events, _, _ = link.turn(IDLE_LIMIT_S)
-        for event in events:
-            heard_s = console.monotonic_s()
-            if event[1] == call and event[0] in (REPLY, ERROR):
-                return answer(event)
-            if event[1] == call and event[0] == ITEM:
-                console.write_all(fd, bytes_of(event[2], "data"))
-                link.protocol.consumed(call, event[3])
-        if console.monotonic_s() - heard_s > IDLE_LIMIT_S:
-            from isopod.world.errors import DeadlineExceeded
-
-            raise DeadlineExceeded(f"the next part of the backup from {link.peer}", IDLE_LIMIT_S)
 
 
 def _json(body: object) -> str:
