@@ -52,7 +52,9 @@ def test_command_runs(command: Command) -> None:
         assert run(made.text).returncode == 0
     text = command.text
     if text.startswith("make test"):
-        text += ' ARGS="--collect-only -q"'
+        # The small suites are collected; of those that run everything, the steps are asked for: all tests are collected here already.
+        is_small = text.endswith(("simulation", "failpoints"))
+        text = f'{text} ARGS="--collect-only -q"' if is_small else text.replace("make", "make --dry-run")
 
     ended = run(text)
 

@@ -297,6 +297,9 @@ async def test_a_learner_that_is_behind_is_not_promoted(world: World, folder: st
         await leader.change_member(MemberChange(ChangeKind.PROMOTE, 2))
     cluster.network.heal()
     await cluster.equal()
+    await until(
+        lambda: [peer.match for peer in leader.status().peers] == [leader.status().last_index]
+    )  # the leader has heard that it caught up
     assert (await leader.change_member(MemberChange(ChangeKind.PROMOTE, 2))).voters == (1, 2)
     await cluster.close()
 
