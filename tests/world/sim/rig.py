@@ -2,7 +2,7 @@
 
 import asyncio
 import functools
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,6 +28,22 @@ def cluster(seed: int = 1, n_hosts: int = 2, quality: LinkQuality = LAN) -> Iter
     assert unseen == []
 
 
+def simulated(
+    *, n_hosts: int = 2, quality: LinkQuality = LAN
+) -> Callable[[Callable[[SimCluster], Coroutine[Any, Any, None]]], Callable[[], None]]:
+    """Make a body that gets a cluster into a test."""
+
+    def decorate(body: Callable[[SimCluster], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+        def test() -> None:
+            with cluster(n_hosts=n_hosts, quality=quality) as sim:
+                sim.run(body(sim))
+
+        test.__name__, test.__doc__ = body.__name__, body.__doc__
+        return test
+
+    return decorate
+
+
 class Line:
     """A connection between two machines, and what both ends saw."""
 
@@ -50,6 +66,12 @@ async def serve(host: SimHost, servers: list[Recorder], *, port: int = PORT, opt
         return servers[-1]
 
     await host.world.network.listen(TcpAddress("0.0.0.0", port), accept, options=options)
+
+
+async def listening(host: SimHost, servers: list[Recorder]) -> None:
+    """Be a node that listens until it is killed."""
+    await serve(host, servers)
+    await asyncio.Event().wait()
 
 
 async def call(host: SimHost, address: str, *, port: int = PORT, options: TcpOptions | None = None) -> tuple[StreamEnd, Recorder]:

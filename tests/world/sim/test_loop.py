@@ -96,6 +96,53 @@ async def test_cancelled_timers_cost_nothing(sim_world: SimWorld) -> None:
     assert sim_world.loop.time() - began < 1
 
 
+async def test_what_was_cancelled_never_runs_and_can_be_shown(sim_world: SimWorld) -> None:
+    loop, seen = sim_world.loop, list[str]()
+    soon = loop.call_soon(seen.append, "soon")
+    later = loop.call_later(0.001, seen.append, "later")
+    done = loop.call_later(0.001, seen.append, "done")
+    for handle in (soon, later):
+        assert "append" in repr(handle)
+        handle.cancel()
+        handle.cancel()
+        assert handle.cancelled()
+        assert "cancelled" in repr(handle)
+    await asyncio.sleep(0.01)
+    done.cancel()  # too late, and harmless
+    assert seen == ["done"]
+
+
+async def test_timers_swept_while_the_loop_runs_leave_the_others_in_order(sim_world: SimWorld) -> None:
+    loop, seen = sim_world.loop, list[int]()
+    doomed = [loop.call_later(10 + number, seen.append, -1) for number in range(1_000)]
+    for number in range(20):
+        loop.call_later(1 + number, seen.append, number)
+
+    def sweep() -> None:
+        for timer in doomed:
+            timer.cancel()
+
+    loop.call_later(5.5, sweep)
+    await asyncio.sleep(2_000)
+    assert seen == list(range(20))
+
+
+async def test_a_disk_call_may_be_cancelled_at_any_instant(sim_world: SimWorld) -> None:
+    reports: list[dict[str, object]] = []
+    sim_world.loop.set_exception_handler(lambda _, context: reports.append(context))
+    chance = sim_world.random.stream("test")
+    n_written = 0
+    for number in range(300):
+        task = sim_world.loop.create_task(sim_world.disk.write(f"/tmp/file{number}", b"x"))
+        sim_world.loop.call_later(chance.random() * 120e-6, task.cancel)
+        await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), 1)
+        written = await sim_world.disk.stat(f"/tmp/file{number}") is not None
+        assert task.cancelled() != written
+        n_written += written
+    assert not reports
+    assert 0 < n_written < 300
+
+
 async def test_a_timeout_fires_in_virtual_time(sim_world: SimWorld) -> None:
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(60):

@@ -120,16 +120,15 @@ class Steward:
 
     async def _judge(self) -> None:
         while True:
-            status = self._raft.status(with_digest=False)
-            if status.role == "leader":
-                self._look(status)
+            if self._raft.is_leader:
+                self._look()
             else:
                 self._forget()
             await asyncio.sleep(self._config.detector.beat_s)
 
-    def _look(self, status: RaftStatus) -> None:
+    def _look(self) -> None:
         now_s = self._now_s()
-        detector = self._watch(status, now_s)
+        detector = self._watch(now_s)
         for judgement in detector.look(now_s):
             (self._failed if judgement.health == "failed" else self._suspects).inc()
             self._logger.warning("cluster.node_" + judgement.health, node=judgement.node_id, silent_s=round(judgement.silent_s, 3))
@@ -153,7 +152,7 @@ class Steward:
     async def _turn(self, status: RaftStatus) -> bool:
         """Do one step; return whether there may be another."""
         now_s = self._now_s()
-        await self._publish(status, self._watch(status, now_s), now_s)
+        await self._publish(status, self._watch(now_s), now_s)
         action = next_action(self.view(status, now_s))
         if action is None:
             return False
@@ -185,12 +184,12 @@ class Steward:
             settings=config.detector,
         )
 
-    def _watch(self, status: RaftStatus, now_s: float) -> FailureDetector:
+    def _watch(self, now_s: float) -> FailureDetector:
         """Return the detector, watching exactly the present members but ourselves."""
         stretch, settings = self._stretch(), self._config.detector
         detector = self._detector = self._detector or FailureDetector(settings, now_s)
         detector.settings = settings._replace(suspect_s=settings.suspect_s * stretch, fail_s=settings.fail_s * stretch)
-        others = [node_id for node_id in self._registry.members if node_id != status.node_id]
+        others = [node_id for node_id in self._registry.members if node_id != self._config.node_id]
         for node_id in others:
             detector.watch(node_id, now_s, self._registry.health(node_id))
         detector.keep(others)

@@ -58,8 +58,9 @@ class _Image:
         n_gap = offset - len(self.head)
         if n_gap > 0:
             self.head += bytes(n_gap)
-        self.head[offset : offset + len(data)] = data
-        self.size = max(self.size, offset + len(data))
+        end = offset + len(data)
+        self.head[offset:end] = data
+        self.size = max(self.size, end)
 
     def resize(self, n_bytes: int) -> None:
         if n_bytes < len(self.head):
@@ -142,14 +143,19 @@ class Content:
     def sync_write(self, number: int, misdirect: Misdirect | None = None) -> None:
         """Make one write durable, and what it covers. Where it made the file longer, nothing is promised, and nothing kept."""
         index = number - self._n_done - 1
+        pending = self._pending
         if index < 0 or self._is_stale:
             if self._is_stale:
                 self.sync()
             return
-        if self._pending[index].end > self._durable.size:
+        change = pending[index]
+        if change.end > self._durable.size:
             return
-        if index == 0 and len(self._pending) == 1:
-            self.sync(None, misdirect)
+        if len(pending) == 1:
+            self._store(change, misdirect)
+            pending.clear()
+            self._n_pending_bytes = 0
+            self._n_done += 1
             return
         chosen = self._covered(index)
         if any(self._pending[each].end > self._durable.size or self._pending[each].data is None for each in chosen):
@@ -201,12 +207,13 @@ class Content:
     # -- inside ----------------------------------------------------------------------------------------------------------------------
 
     def _note(self, change: _Pending) -> int:
-        self._pending.append(change)
+        pending = self._pending
+        pending.append(change)
         self._n_pending_bytes += 0 if change.data is None else len(change.data)
-        if len(self._pending) > _PENDING_MAX or self._n_pending_bytes > _PENDING_BYTES_MAX:
-            self._forget(len(self._pending))
+        if len(pending) > _PENDING_MAX or self._n_pending_bytes > _PENDING_BYTES_MAX:
+            self._forget(len(pending))
             self._is_stale = True
-        return self.mark()
+        return self._n_done + len(pending)
 
     def _forget(self, n_changes: int) -> None:
         for change in self._pending[:n_changes]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from isopod.world.sim.disk import SimDisk
 
 DIRECT_BYTES: Final = 512
+NOW_BYTES_MAX: Final = 64 << 10
 
 
 def open_inode(view: View, path: str, flags: OpenFlags, mode: int) -> Inode:
@@ -110,7 +111,9 @@ class SimDataFile(_Handle):
         await self._ready(n_bytes)
         self._disk.faults.check_read(self.inode, self._path, offset, n_bytes)
         data = self.inode.content.read(offset, n_bytes)
-        self._count(n_reads=1, n_bytes_read=len(data))
+        io = self._disk.io
+        io.n_reads += 1
+        io.n_bytes_read += len(data)
         return data
 
     async def read_into(self, offset: int, target: Target) -> int:
@@ -120,7 +123,9 @@ class SimDataFile(_Handle):
         self._disk.faults.check_read(self.inode, self._path, offset, len(target))
         data = self.inode.content.read(offset, len(target))
         target[: len(data)] = data
-        self._count(n_reads=1, n_bytes_read=len(data))
+        io = self._disk.io
+        io.n_reads += 1
+        io.n_bytes_read += len(data)
         return len(data)
 
     async def write_at(self, offset: int, data: Data) -> None:
@@ -133,12 +138,41 @@ class SimDataFile(_Handle):
         if len(data):
             self._disk.note(self._path, offset, data)
             self.inode.write_at(offset, data)
-        self._count(n_writes=1, n_bytes_written=len(data))
+        io = self._disk.io
+        io.n_writes += 1
+        io.n_bytes_written += len(data)
         self._tell()
 
     async def write_durable(self, offset: int, data: Data) -> None:
         """Write all of `data`, and make these bytes durable."""
         self._check_range(offset, len(data), aligned=True)
+        if not self._flags.write:
+            fail(errno.EBADF, self._path)
+        disk, content = self._disk, self.inode.content
+        faults = disk.faults
+        faults.check("write", self._path)
+        number = content.mark()
+        if len(data):
+            disk.note(self._path, offset, data)
+            number = self.inode.write_at(offset, data)
+        await disk.pause(len(data), sync=True)
+        self._owner.check()
+        faults.check_sync(content, number, self._path)
+        if len(data):
+            content.sync_write(number, faults.misdirect if faults.may_misdirect else None)
+        io = disk.io
+        io.n_writes += 1
+        io.n_syncs += 1
+        io.n_bytes_written += len(data)
+        self._tell()
+
+    def may_write_now(self, n_bytes: int) -> bool:
+        """Say yes half of the time, unless the disk is slow."""
+        return self._is_open and n_bytes <= NOW_BYTES_MAX and not self._flags.direct and self._disk.is_quick()
+
+    def write_durable_now(self, offset: int, data: Data) -> None:
+        """Write all of `data`, and make these bytes durable, in no time."""
+        self._check_range(offset, len(data))
         if not self._flags.write:
             fail(errno.EBADF, self._path)
         faults, content = self._disk.faults, self.inode.content
@@ -147,11 +181,14 @@ class SimDataFile(_Handle):
         if len(data):
             self._disk.note(self._path, offset, data)
             number = self.inode.write_at(offset, data)
-        await self._ready(len(data), sync=True)
         faults.check_sync(content, number, self._path)
         if len(data):
             content.sync_write(number, faults.misdirect if faults.may_misdirect else None)
-        self._count(n_writes=1, n_syncs=1, n_bytes_written=len(data))
+        io = self._disk.io
+        io.n_writes += 1
+        io.n_syncs += 1
+        io.n_inline += 1
+        io.n_bytes_written += len(data)
         self._tell()
 
     async def append(self, data: Data) -> None:
@@ -183,7 +220,7 @@ class SimDataFile(_Handle):
         mark = self.inode.content.mark()
         await self._ready(sync=True)
         self._disk.sync_inode(self.inode, mark, self._path)
-        self._count(n_syncs=1)
+        self._disk.io.n_syncs += 1
 
     async def truncate(self, n_bytes: int) -> None:
         """Cut or extend."""
@@ -212,10 +249,6 @@ class SimDataFile(_Handle):
         self._check()
         if len(pieces) > BATCH_MAX:
             fail(errno.EINVAL, self._path)
-
-    def _count(self, **more: int) -> None:
-        io = self._disk.io
-        self._disk.io = io._replace(**{name: getattr(io, name) + value for name, value in more.items()})
 
 
 class SimMapping(_Handle):

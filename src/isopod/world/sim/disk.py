@@ -51,6 +51,15 @@ _SYNC_S: Final = (200e-6, 2e-3)
 _BYTES_PER_S: Final = 400 << 20
 
 
+class IoCounts:
+    """The counters behind `IoStatistics`."""
+
+    __slots__ = ("n_bytes_read", "n_bytes_written", "n_inline", "n_reads", "n_syncs", "n_writes")
+
+    def __init__(self) -> None:
+        self.n_reads = self.n_writes = self.n_syncs = self.n_bytes_read = self.n_bytes_written = self.n_inline = 0
+
+
 class SimDisk:
     """The Disk port of the simulation.
 
@@ -68,7 +77,9 @@ class SimDisk:
         self._chance = chance
         self._device = device
         self._locks: dict[int, SimFile] = {}
-        self.io = IoStatistics()
+        self._shared_locks: dict[int, list[SimFile]] = {}
+        self.io = IoCounts()
+        """What data files have done."""
         self.n_watches = 0
         self.faults = DiskFaults(self, loop, faults_chance, device)
         """What goes wrong."""
@@ -95,6 +106,7 @@ class SimDisk:
         Open files and watches are dead afterwards, locks released, mounts gone.
         """
         self._locks.clear()
+        self._shared_locks.clear()
         self.view.clear_mounts()
         self._device.crash()
 
@@ -220,7 +232,8 @@ class SimDisk:
 
     def io_statistics(self) -> IoStatistics:
         """Return what data files have done."""
-        return self.io
+        io = self.io
+        return IoStatistics(io.n_reads, io.n_writes, io.n_syncs, io.n_bytes_read, io.n_bytes_written, n_inline=io.n_inline)
 
     async def list(self, path: str) -> Sequence[str]:
         """Return the sorted names in a folder; [] if the folder does not exist."""
@@ -301,7 +314,7 @@ class SimDisk:
         if found is not None and found.inode.kind == "symlink":
             fail(errno.ELOOP, path)
         inode = self.view.open_file(path, create_mode=0o600)
-        if inode.number in self._locks:
+        if inode.number in self._locks or self._shared_locks.get(inode.number):
             return None
         file = SimFile(self, self._loop, inode, path)
         self._locks[inode.number] = file
@@ -312,10 +325,25 @@ class SimDisk:
             raise
         return file
 
+    async def lock_shared(self, path: str) -> "SimFile | None":
+        """Take a lock that several may have on a file that exists; None if somebody has it exclusively."""
+        await self._call()
+        found = self.view.find(path, follow=False)
+        if found is None or found.inode.kind == "symlink":
+            fail(errno.ENOENT if found is None else errno.ELOOP, path)
+        if found.inode.number in self._locks:
+            return None
+        file = SimFile(self, self._loop, found.inode, path)
+        self._shared_locks.setdefault(found.inode.number, []).append(file)
+        return file
+
     def unlock(self, file: "SimFile") -> None:
         """Release what `file` locked, if anything. Called when it closes."""
         if self._locks.get(file.inode.number) is file:
             del self._locks[file.inode.number]
+        shared = self._shared_locks.get(file.inode.number, [])
+        if file in shared:
+            shared.remove(file)
 
     # -- archives --------------------------------------------------------------------------------------------------------------------
 
@@ -384,10 +412,23 @@ class SimDisk:
         """Let the time of one device operation pass; a dead process ends here."""
         low, high = _SYNC_S if sync else _CALL_S
         lasts_s = low + (high - low) * self._chance.random() + n_bytes / _BYTES_PER_S
-        await asyncio.sleep(lasts_s + self.faults.extra_s(sync=sync))
-        if self.faults.is_stalled:
-            await self.faults.wait()
-        self._loop.owner().check()
+        loop, faults = self._loop, self.faults
+        if faults.delay_s[1] or faults.sync_delay_s[1]:
+            lasts_s += faults.extra_s(sync=sync)
+        waiter: asyncio.Future[None] = loop.create_future()
+        timer = loop.call_later(lasts_s, _end_pause, waiter)
+        try:
+            await waiter
+        finally:
+            timer.cancel()
+        if faults.is_stalled:
+            await faults.wait()
+        loop.owner().check()
+
+    def is_quick(self) -> bool:
+        """Whether a durable write may be made without letting time pass: half of the time, on a disk that is not slow."""
+        faults = self.faults
+        return not (faults.is_stalled or faults.delay_s[1] or faults.sync_delay_s[1]) and self._chance.random() < 0.5
 
     def sync_inode(self, inode: Inode, mark: int, path: str) -> None:
         """Make what was written up to `mark` durable, unless that is to fail."""
@@ -505,6 +546,11 @@ class SimWatch:
                 yield self._names.popleft()
             self._waiter = self._loop.create_future()
             await self._waiter
+
+
+def _end_pause(waiter: "asyncio.Future[None]") -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 def _facts(inode: Inode) -> FileStat:

@@ -153,6 +153,20 @@ class SimKernel:
         self._view.mount(path, PlainNode(inode))
         self._namespaces[inode] = self.links.new_namespace()
 
+    async def pin_namespace(self, path: str, *, pid: int, started_ticks: int) -> None:
+        """Pin a process's network namespace at the new file `path`."""
+        await self._call()
+        found = self._table.get(pid)
+        if found is None or not found.is_alive or found.identity != (pid, started_ticks):
+            fail(errno.ESRCH, path)
+        if found.network is None:
+            fail(errno.EINVAL, path)
+        self._view.create(path, "file", 0o600)
+        inode = self._pseudo()
+        self._view.mount(path, PlainNode(inode))
+        found.network.is_pinned = True
+        self._namespaces[inode] = found.network
+
     async def delete_namespace(self, path: str) -> None:
         """Unpin and remove; nothing there is fine."""
         await self._call()

@@ -43,6 +43,9 @@ _CANCELLED_TIMERS_MIN: Final = 128
 _ROOT_PID: Final = 4242
 _PREEMPT_EVERY: Final = 8
 _Task: Final = asyncio.Task
+_new: Final = object.__new__
+_heappush: Final = heapq.heappush
+_heappop: Final = heapq.heappop
 
 
 class Deadlock(RuntimeError):
@@ -54,37 +57,34 @@ class Runaway(RuntimeError):
 
 
 class _Handle(events.Handle):
-    """asyncio's, made without looking whether it is being debugged."""
+    """asyncio's, made by the loop, which fills it in: without a call of `__init__`, and without looking whether it is being debugged."""
 
     __slots__ = ()
+    _source_traceback = None
+    _repr = None
 
-    def __init__(self, callback: Callable[..., object], args: tuple[Any, ...], loop: "SimLoop", context: Context | None) -> None:
-        self._context = copy_context() if context is None else context
-        self._loop = loop
-        self._callback = callback
-        self._args = args
-        self._cancelled = False
-        self._repr = None
-        self._source_traceback = None
+    def cancel(self) -> None:
+        """Never run."""
+        self._cancelled = True
+        self._callback = None
+        self._args = ()
 
 
 class _TimerHandle(events.TimerHandle):
     """The same for a timer."""
 
     __slots__ = ()
+    _source_traceback = None
+    _repr = None
 
-    def __init__(
-        self, when: float, callback: Callable[..., object], args: tuple[Any, ...], loop: "SimLoop", *, context: Context | None
-    ) -> None:
-        self._context = copy_context() if context is None else context
-        self._loop = loop
-        self._callback = callback
-        self._args = args
-        self._cancelled = False
-        self._repr = None
-        self._source_traceback = None
-        self._when = when
-        self._scheduled = True
+    def cancel(self) -> None:
+        """Never run; the loop is told while it still holds it."""
+        if not self._cancelled:
+            self._cancelled = True
+            self._callback = None
+            self._args = ()
+            if self._scheduled:  # type: ignore[attr-defined]
+                self._loop._timer_handle_cancelled(self)  # type: ignore[attr-defined]
 
 
 class _NoWatch:
@@ -102,6 +102,28 @@ class SimLoop(GroupLoop, asyncio.BaseEventLoop):
         n_events_max: Bound on events run before `Runaway`.
     """
 
+    # With asyncio's own they would be more names than CPython keeps inside an object, and each look at one would go through a dictionary.
+    __slots__ = (
+        "_chance",
+        "_group_steps",
+        "_groups_since_ns",
+        "_has_drift",
+        "_is_watched",
+        "_n_cancelled_timers",
+        "_n_preempt_asked",
+        "_n_timers",
+        "_n_turns",
+        "_owners",
+        "_timers",
+        "elapsed_ns",
+        "looks_at_owners",
+        "n_events",
+        "n_events_max",
+        "outside",
+        "root",
+        "trace",
+        "undertaker",
+    )
     _ready: deque[asyncio.Handle]
     _stopping: bool
     _closed: bool
@@ -123,7 +145,9 @@ class SimLoop(GroupLoop, asyncio.BaseEventLoop):
         self._n_timers = 0
         self._n_cancelled_timers = 0
         self._owners: list[Owner] = [self.root]
-        self._looks_at_owners = False
+        self.looks_at_owners = False
+        """Whether a process ever hung or ended: only then who would run is looked at."""
+        self._is_watched = False
         self._has_drift = False
         self._n_turns = 0
         self._n_preempt_asked = 0
@@ -159,11 +183,11 @@ class SimLoop(GroupLoop, asyncio.BaseEventLoop):
 
     def watch_owners(self) -> None:
         """Look from now on whether who would run hangs or is buried. Called when the first process ends."""
-        self._looks_at_owners = True
+        self.looks_at_owners = self._is_watched = True
 
     def hang(self, owner: Owner) -> None:
         """Let nothing run any more in the name of a process, until `resume`."""
-        self._looks_at_owners = True
+        self.looks_at_owners = self._is_watched = True
         owner.is_hung = True
 
     def resume(self, owner: Owner) -> None:
@@ -239,6 +263,7 @@ class SimLoop(GroupLoop, asyncio.BaseEventLoop):
             write: Gets the lines too, in batches; see `world.sim.trace`.
         """
         self.trace = Trace(write)
+        self._is_watched = True
 
     def trace_digest(self) -> str:
         """Return the digest of the events since `start_trace`: equal for equal seeds, in any process."""
@@ -252,9 +277,14 @@ class SimLoop(GroupLoop, asyncio.BaseEventLoop):
         """Run a callback in the next turn."""
         if self._closed:
             raise RuntimeError("Event loop is closed")
-        handle = _Handle(callback, args, self, context)
+        handle: Any = _new(_Handle)  # filled in here: the stubs do not know its slots
+        made: asyncio.Handle = handle
+        handle._context = copy_context() if context is None else context
+        handle._callback = callback
+        handle._args = args
+        handle._cancelled = False
         self._ready.append(handle)
-        return handle
+        return made
 
     def call_at(
         self, when: float, callback: Callable[[Unpack[_Ts]], object], *args: *_Ts, context: Context | None = None
@@ -265,7 +295,7 @@ class SimLoop(GroupLoop, asyncio.BaseEventLoop):
             time = OWNER.get(self.root).time
             if time is not None:
                 at_s = time.when_s(when)
-        return self._schedule(round(min(at_s, _FOREVER_S) * 1e9), _TimerHandle(when, callback, args, self, context=context))
+        return self._schedule(round((at_s if at_s < _FOREVER_S else _FOREVER_S) * 1e9), when, callback, args, context=context)
 
     def call_later(
         self, delay: float, callback: Callable[[Unpack[_Ts]], object], *args: *_Ts, context: Context | None = None
@@ -273,25 +303,36 @@ class SimLoop(GroupLoop, asyncio.BaseEventLoop):
         """Schedule a callback after `delay` virtual seconds."""
         if self._has_drift:
             return self.call_at(self.time() + delay, callback, *args, context=context)
-        at_ns = self.elapsed_ns + round(min(delay, _FOREVER_S) * 1e9)
-        return self._schedule(at_ns, _TimerHandle(at_ns / 1e9, callback, args, self, context=context))
+        at_ns = self.elapsed_ns + round((delay if delay < _FOREVER_S else _FOREVER_S) * 1e9)
+        return self._schedule(at_ns, at_ns / 1e9, callback, args, context=context)
 
     def call_at_ns(self, at_ns: int, callback: Callable[..., object], *args: object, context: Context | None = None) -> asyncio.TimerHandle:
         """Schedule a callback at an instant of the simulation, whatever a machine's clock says. For the World's own events."""
-        return self._schedule(at_ns, _TimerHandle(at_ns / 1e9, callback, args, self, context=context))
+        return self._schedule(at_ns, at_ns / 1e9, callback, args, context=context)
 
     def push(self, at_ns: int, timer: asyncio.TimerHandle) -> None:
         """Schedule a timer of `call_at_ns` once more; it has run, and nobody cancelled it."""
         timer._scheduled = True  # type: ignore[attr-defined]
-        self._n_timers += 1
-        heapq.heappush(self._timers, (at_ns, self._n_timers, timer))
+        self._n_timers = number = self._n_timers + 1
+        _heappush(self._timers, (at_ns, number, timer))
 
-    def _schedule(self, at_ns: int, timer: asyncio.TimerHandle) -> asyncio.TimerHandle:
+    def _schedule(
+        self, at_ns: int, when: float, callback: Callable[..., object], args: tuple[Any, ...], *, context: Context | None
+    ) -> asyncio.TimerHandle:
         if self._closed:
             raise RuntimeError("Event loop is closed")
-        self._n_timers += 1
-        heapq.heappush(self._timers, (at_ns, self._n_timers, timer))
-        return timer
+        timer: Any = _new(_TimerHandle)
+        made: asyncio.TimerHandle = timer
+        timer._context = copy_context() if context is None else context
+        timer._loop = self
+        timer._callback = callback
+        timer._args = args
+        timer._cancelled = False
+        timer._when = when
+        timer._scheduled = True
+        self._n_timers = number = self._n_timers + 1
+        _heappush(self._timers, (at_ns, number, timer))
+        return made
 
     def create_task(
         self,
@@ -301,10 +342,16 @@ class SimLoop(GroupLoop, asyncio.BaseEventLoop):
         context: Context | None = None,
     ) -> asyncio.Task[_T]:
         """Start a task, and write it down with its owner."""
-        task: asyncio.Task[_T] = super().create_task(coro, name=name, context=context)
-        owner = OWNER.get(self.root) if context is None else context.get(OWNER, self.root)
+        task: asyncio.Task[_T]
+        if self.get_task_factory() is None and not self._closed:
+            task = _Task(coro, loop=self, name=name, context=context)  # type: ignore[arg-type]  # a name is anything with a text
+        else:
+            task = super().create_task(coro, name=name, context=context)
+        if context is None:
+            owner, group = OWNER.get(self.root), CURRENT.get()
+        else:
+            owner, group = context.get(OWNER, self.root), context.get(CURRENT, MAIN)
         owner.adopt(task)
-        group = CURRENT.get() if context is None else context.get(CURRENT, MAIN)
         task._isopod_born = (self.elapsed_ns, group)  # type: ignore[attr-defined]
         if group is not MAIN and group not in self._group_steps:
             self.use_group(group)
@@ -329,21 +376,32 @@ class SimLoop(GroupLoop, asyncio.BaseEventLoop):
     # -- the turn --------------------------------------------------------------------------------------------------------------------
 
     def _run_once(self) -> None:
+        """Run turns until somebody stops the loop: what asyncio does between two turns is only to look for that."""
         ready, timers = self._ready, self._timers
-        if not ready and not self._stopping:
-            self._jump()
-        limit = self.elapsed_ns = self.elapsed_ns + TURN_NS
-        self._n_turns += 1
-        while timers and timers[0][0] <= limit:
-            timer = heapq.heappop(timers)[2]
-            timer._scheduled = False  # type: ignore[attr-defined]
-            if timer._cancelled:
-                self._n_cancelled_timers -= 1
-            else:
-                ready.append(timer)
-        if len(ready) == 1:
-            self._run_handle(ready.popleft())
-            return
+        while True:
+            if not ready and not self._stopping:
+                if timers and not timers[0][2]._cancelled and not self.looks_at_owners:
+                    self.elapsed_ns = max(self.elapsed_ns, timers[0][0])
+                else:
+                    self._jump()
+            limit = self.elapsed_ns = self.elapsed_ns + TURN_NS
+            self._n_turns += 1
+            while timers and timers[0][0] <= limit:
+                timer = _heappop(timers)[2]
+                timer._scheduled = False  # type: ignore[attr-defined]
+                if timer._cancelled:
+                    self._n_cancelled_timers -= 1
+                else:
+                    ready.append(timer)
+            if len(ready) == 1:
+                self._run_handle(ready.popleft())
+            elif ready:
+                self._run_batch()
+            if self._stopping:
+                return
+
+    def _run_batch(self) -> None:
+        ready = self._ready
         batch = list(ready)
         ready.clear()
         self._order(batch)
@@ -360,34 +418,44 @@ class SimLoop(GroupLoop, asyncio.BaseEventLoop):
         if handle._cancelled:
             return
         context: Context = handle._context  # type: ignore[attr-defined]
-        if self._looks_at_owners:
-            owner = context.get(OWNER, self.root)
-            if owner.buried:
-                return
-            if owner.is_hung:
-                owner.parked.append(handle)
-                return
+        if self._is_watched and not self._may_run(handle, context):
+            return
         self.n_events = n_events = self.n_events + 1
         if n_events > self.n_events_max:
             raise Runaway(f"{self.n_events_max} events ran; last: {_describe(handle)}; virtual time {self.elapsed_ns / 1e9:.6f} s")
-        if self.trace is not None:
-            self.trace.add(self.elapsed_ns, context.get(OWNER, self.root).host, _describe(handle))
         steps = self._group_steps
         if steps:
             group = context.get(CURRENT, MAIN)
             steps[group if group in steps else MAIN] += 1
+        args = handle._args
         try:
-            context.run(handle._callback, *handle._args)  # type: ignore[attr-defined]
+            if args:
+                context.run(handle._callback, *args)  # type: ignore[attr-defined]
+            else:
+                context.run(handle._callback)  # type: ignore[attr-defined]
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as error:  # noqa: BLE001 - the root of every callback, as in asyncio's Handle
             what = format_helpers._format_callback_source(handle._callback, handle._args)  # type: ignore[attr-defined]
             self.call_exception_handler({"message": f"Exception in callback {what}", "exception": error, "handle": handle})
 
+    def _may_run(self, handle: asyncio.Handle, context: Context) -> bool:
+        """Look whether who would run hangs or is buried, and write the event down."""
+        owner = context.get(OWNER, self.root)
+        if self.looks_at_owners:
+            if owner.buried:
+                return False
+            if owner.is_hung:
+                owner.parked.append(handle)
+                return False
+        if self.trace is not None:
+            self.trace.add(self.elapsed_ns, owner.host, _describe(handle))
+        return True
+
     def _order(self, batch: list[asyncio.Handle]) -> None:
         """Shuffle the ready batch, then put the plain callbacks back into their own order."""
-        plain = [handle for handle in batch if _task_of(handle) is None]
-        if len(plain) == len(batch) or len(batch) < 2:
+        plain = [handle for handle in batch if not isinstance(getattr(handle._callback, "__self__", None), _Task)]  # type: ignore[attr-defined]
+        if len(plain) == len(batch):
             return
         chance = self._chance.random
         for last in range(len(batch) - 1, 0, -1):
@@ -402,10 +470,10 @@ class SimLoop(GroupLoop, asyncio.BaseEventLoop):
         timers = self._timers
         while timers:
             at_ns, _, timer = timers[0]
-            if not timer._cancelled and not (self._looks_at_owners and _owner_of(timer, self.root).buried):
+            if not timer._cancelled and not (self.looks_at_owners and _owner_of(timer, self.root).buried):
                 self.elapsed_ns = max(self.elapsed_ns, at_ns)
                 return
-            heapq.heappop(timers)
+            _heappop(timers)
             timer._scheduled = False  # type: ignore[attr-defined]
             self._n_cancelled_timers -= timer._cancelled
         raise Deadlock(self._explain())
@@ -416,7 +484,7 @@ class SimLoop(GroupLoop, asyncio.BaseEventLoop):
             return
         self._n_cancelled_timers += 1
         if self._n_cancelled_timers > _CANCELLED_TIMERS_MIN and 2 * self._n_cancelled_timers > len(self._timers):
-            self._timers = [entry for entry in self._timers if not entry[2]._cancelled]
+            self._timers[:] = [entry for entry in self._timers if not entry[2]._cancelled]  # in place: the turn holds it too
             heapq.heapify(self._timers)
             self._n_cancelled_timers = 0
 

@@ -49,6 +49,8 @@ class StreamEnd(asyncio.Transport):
         self._buffer = bytearray()
         self._high = HIGH_WATER_BYTES
         self._low = HIGH_WATER_BYTES // 4
+        self.is_thirsty = False
+        """Whether bytes that come can go to the protocol at once, unless its process hangs. A plain attribute: every segment asks."""
         self._is_connected = False
         self._is_reading = True
         self._is_write_paused = False
@@ -80,6 +82,7 @@ class StreamEnd(asyncio.Transport):
         self.set_protocol(protocol)
         self._call(protocol.connection_made, self)
         self._is_connected = True
+        self._look_for_thirst()
         if self._in.data or self._in.is_ended or self._in.is_broken:
             self._in.wake()
 
@@ -88,6 +91,7 @@ class StreamEnd(asyncio.Transport):
         if self._is_closing or self._is_gone:
             return
         self._is_closing = True
+        self.is_thirsty = False
         if not self._buffer:
             self._finish(None)
 
@@ -98,6 +102,7 @@ class StreamEnd(asyncio.Transport):
     def sever(self) -> None:
         """The process died: the kernel closes its end, and nobody is told on this side."""
         self._is_closing = True
+        self.is_thirsty = False
         self._release()
 
     def is_closing(self) -> bool:
@@ -123,6 +128,7 @@ class StreamEnd(asyncio.Transport):
         if self._is_gone:
             return
         self._is_gone = self._is_closing = True
+        self.is_thirsty = False
         self._owner.forget(self._held)
         self._buffer.clear()
         self._in.reader = None
@@ -139,18 +145,14 @@ class StreamEnd(asyncio.Transport):
 
     def pause_reading(self) -> None:
         """Deliver nothing until `resume_reading`."""
-        self._is_reading = False
+        self._is_reading = self.is_thirsty = False
 
     def resume_reading(self) -> None:
         """Deliver again."""
         if not self._is_reading:
             self._is_reading = True
+            self._look_for_thirst()
             self._in.wake()
-
-    @property
-    def is_thirsty(self) -> bool:
-        """Whether bytes that come can go to the protocol at once."""
-        return self._is_connected and self._is_reading and not (self._is_gone or self._is_closing or self._saw_eof or self._owner.is_hung)
 
     @property
     def is_hung(self) -> bool:
@@ -170,30 +172,37 @@ class StreamEnd(asyncio.Transport):
             self._finish(ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)))
         elif pipe.is_ended:
             self._saw_eof = True
+            self.is_thirsty = False
             if not self._call(cast(asyncio.Protocol, self._protocol).eof_received):
                 self.close()
 
     def hand_over(self, data: bytes) -> None:
         """Give bytes to the protocol, and room to the writer."""
-        if self._is_buffered:
-            self._call(_fill, self._protocol, data)
-        else:
-            self._call(self._protocol.data_received, data)  # type: ignore[attr-defined]  # a stream's protocol
+        if self._owner.alive:
+            try:
+                if self._is_buffered:
+                    _fill(cast(asyncio.BufferedProtocol, self._protocol), data)
+                else:
+                    self._protocol.data_received(data)  # type: ignore[attr-defined]  # a stream's protocol
+            except Exception as error:  # noqa: BLE001 - the root of a protocol's callback
+                self._blame(_fill if self._is_buffered else self._protocol.data_received, error)  # type: ignore[attr-defined]
         writer = self._in.writer
-        if writer is not None and writer.wants_room:
+        if writer is not None and (writer._is_write_paused or writer._buffer):
             writer.on_room()
 
     # -- writing ---------------------------------------------------------------------------------------------------------------------
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send bytes, in order, without waiting."""
-        if type(data) is not bytes and not isinstance(data, _BYTES):
-            raise TypeError(f"data argument must be a bytes-like object, not {type(data).__name__!r}")
+        if type(data) is not bytes:
+            if not isinstance(data, _BYTES):
+                raise TypeError(f"data argument must be a bytes-like object, not {type(data).__name__!r}")
+            data = bytes(data)
         if self._wants_eof:
             raise RuntimeError("Cannot call write() after write_eof()")
         if self._is_closing or self._is_gone or not self._owner.alive or not data:
             return
-        if not self._buffer and self._out.offer(bytes(data)):
+        if not self._buffer and self._out.offer(data):
             return
         self._buffer += data
         self._flush()
@@ -233,11 +242,6 @@ class StreamEnd(asyncio.Transport):
         if not high >= low >= 0:
             raise ValueError(f"high ({high!r}) must be >= low ({low!r}) must be >= 0")
         self._high, self._low = high, low
-
-    @property
-    def wants_room(self) -> bool:
-        """Whether it has something to do when the peer took bytes."""
-        return self._is_write_paused or bool(self._buffer)
 
     def on_room(self) -> None:
         """The peer took bytes: move more, and resume the protocol below the low mark. Called by the reading end."""
@@ -282,6 +286,7 @@ class StreamEnd(asyncio.Transport):
         if self._is_gone:
             return
         self._is_closing = True
+        self.is_thirsty = False
         self._release()
         self._loop.call_soon(self._lose, error, context=self.context)
 
@@ -289,6 +294,7 @@ class StreamEnd(asyncio.Transport):
         if self._is_gone:
             return
         self._is_gone = True
+        self.is_thirsty = False
         self._owner.forget(self._held)
         if self._on_gone is not None and self._owner.alive:
             self._loop.call_soon(self._on_gone, context=self.context)
@@ -315,16 +321,22 @@ class StreamEnd(asyncio.Transport):
         try:
             return method(*args)
         except Exception as error:  # noqa: BLE001 - the root of every protocol callback
-            self._loop.call_exception_handler(
-                {
-                    "message": f"Fatal error: protocol.{getattr(method, '__name__', 'callback')}() call failed.",
-                    "exception": error,
-                    "transport": self,
-                    "protocol": self._protocol,
-                }
-            )
-            self._finish(error)
+            self._blame(method, error)
             return None
+
+    def _blame(self, method: Callable[..., Any], error: Exception) -> None:
+        self._loop.call_exception_handler(
+            {
+                "message": f"Fatal error: protocol.{getattr(method, '__name__', 'callback')}() call failed.",
+                "exception": error,
+                "transport": self,
+                "protocol": self._protocol,
+            }
+        )
+        self._finish(error)
+
+    def _look_for_thirst(self) -> None:
+        self.is_thirsty = self._is_connected and self._is_reading and not (self._is_gone or self._is_closing or self._saw_eof)
 
 
 def _fill(protocol: asyncio.BufferedProtocol, data: bytes) -> None:

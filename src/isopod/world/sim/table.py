@@ -26,6 +26,7 @@ from typing import Any, Final, Literal
 from isopod.world.processes import ProcessIdentity
 from isopod.world.sim.clock import BOOT_NS
 from isopod.world.sim.inodes import Inode
+from isopod.world.sim.links import NetworkNamespace
 from isopod.world.sim.loop import SimLoop
 from isopod.world.sim.owners import OWNER, HostTime, Owner
 from isopod.world.sim.pipes import ReadEnd, Sink, WriteEnd
@@ -109,6 +110,8 @@ class SimProcess:
         self.pipes: dict[str, ReadEnd | WriteEnd] = {}
         self.group: Group | None = None
         self.pid_namespace: PidNamespace | None = None
+        self.network: NetworkNamespace | None = None
+        """Its network namespace, None for the machine's."""
         self.inner_pid = owner.pid
         self.uid = 0
         self.gid = 0

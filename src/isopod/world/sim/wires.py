@@ -109,7 +109,21 @@ class Wire(Pipe):
         if self._is_refused or n_bytes > PIPE_BYTES - len(self.data) - self._n_flight_bytes:
             return False
         self._n_flight_bytes += n_bytes
-        self._send(data, n_bytes)
+        link, flight, now_ns = self.link, self._flight, self._loop.elapsed_ns
+        if flight or not link.is_plain:
+            self._send(data, n_bytes)
+            return True
+        # The usual case of `_send`, without its questions: most segments travel alone over a link without faults.
+        arrives_ns = now_ns + link.low_ns + int(link.spread_ns * self._chance.random())
+        arrives_ns = max(arrives_ns, self._not_before_ns)
+        self._last_put_ns, self._not_before_ns = now_ns, arrives_ns
+        flight.append((arrives_ns, data))
+        if not self._is_scheduled and not self._is_stalled:
+            self._is_scheduled = True
+            if self._timer is None:
+                self._schedule(arrives_ns)
+            else:
+                self._loop.push(arrives_ns, self._timer)
         return True
 
     def put(self, data: bytes) -> None:
@@ -195,8 +209,29 @@ class Wire(Pipe):
             self.reader.on_readable()
 
     def _arrive(self) -> None:
-        """Move what has arrived into the receiver's buffer, and tell it."""
+        """Hand over what has arrived: the usual single segment at once, past the receiver's buffer."""
         self._is_scheduled = False
+        link, flight, reader, loop = self.link, self._flight, self.reader, self._loop
+        if (
+            len(flight) != 1
+            or reader is None
+            or not reader.is_thirsty
+            or link.is_blocked
+            or link.back.is_blocked
+            or self.data
+            or self._is_stalled
+            or (loop.looks_at_owners and reader.is_hung)
+        ):
+            self._receive()
+            return
+        item = flight[0][1]
+        if type(item) is bytes:
+            self._deliver_one(reader, item)
+        else:
+            self._receive()
+
+    def _receive(self) -> None:
+        """Move what has arrived into the receiver's buffer, and tell it."""
         link, flight = self.link, self._flight
         if not flight or self._is_stalled:
             return
@@ -208,11 +243,8 @@ class Wire(Pipe):
             self._refuse()
             return
         first = flight[0][1]
-        if len(flight) == 1 and not self.data and isinstance(first, bytes) and reader.is_thirsty:
-            flight.clear()
-            self._n_flight_bytes = 0
-            self._count(first)
-            reader.context.run(self._deliver_one, reader, first)
+        if len(flight) == 1 and not self.data and isinstance(first, bytes) and reader.is_thirsty and not reader.is_hung:
+            self._deliver_one(reader, first)
             return
         now_ns = self._loop.elapsed_ns
         while flight and flight[0][0] <= now_ns:
@@ -234,13 +266,16 @@ class Wire(Pipe):
 
     def _deliver_one(self, reader: "StreamEnd", item: bytes) -> None:
         """Hand over the only segment that is there, past the buffer."""
+        self._flight.clear()
+        self._n_flight_bytes = 0
+        self._count(item)
         if self._chance.random() < SPLIT_CHANCE and len(item) > 1 and reader.may_split:
             cut = 1 + int(self._chance.random() * (len(item) - 1))
             self.data += item[cut:]
-            reader.hand_over(item[:cut])
+            reader.context.run(reader.hand_over, item[:cut])
             self.wake()
         else:
-            reader.hand_over(item)
+            reader.context.run(reader.hand_over, item)
 
     def _count(self, item: bytes) -> None:
         counts = self.link.counts

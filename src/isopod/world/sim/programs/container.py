@@ -125,6 +125,7 @@ class Container:
         process.uid, process.gid = spec.user.uid, spec.user.gid
         self.pids.join(process)
         self.group.join(process)
+        process.network = self.network
         self.network.n_processes += 1
         process.on_exit.append(self.network.leave)
 
