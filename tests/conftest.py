@@ -6,11 +6,16 @@ An `async def test_...` runs on the loop of its World fixture (a plain fresh loo
 - `host_world` gives the host's `World`, `sim_world` the `SimWorld` (its ports are `sim_world.world`, beside the handles for faults);
 - `folder` is an empty folder on the disk of the World in use.
 
+What depends on who is faster (a call against its deadline, a pause against a time-out) is marked `virtual_time`: its `world` is the
+simulation only, where a machine that stands still decides nothing. On the host the same deadlines are tested where only one side can win.
+
 Host loops are uvloop; below tests/world every host test runs on asyncio's own loop too, and those of sockets on the polling one. A body
 that leaves a task running, or during which a callback failed unseen, or that leaves a transport open, fails.
 """
 
 import asyncio
+import ctypes
+import gc
 import inspect
 import os
 import shutil
@@ -21,6 +26,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from isopod.world.host.loop import LoopKind, new_loop
 from isopod.world.world import World
@@ -47,6 +53,18 @@ class Stage(NamedTuple):
 STAGE: Final = pytest.StashKey[Stage]()
 PASSED: Final = pytest.StashKey[bool]()
 """Whether the body passed: what a failed one left open is not worth a second complaint."""
+GROWN: Final = pytest.StashKey[int]()
+"""Of the session: the process's size after memory was last given back."""
+GROWTH_BYTES_MAX: Final = 200 << 20
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Take no notice of how long hypothesis' examples take: that says something about the machine only."""
+    config.addinivalue_line("markers", "virtual_time: depends on short times, so `world` is the simulation only")
+    unhurried = [*settings().suppress_health_check, HealthCheck.too_slow]
+    settings.register_profile("unhurried", settings(), deadline=None, suppress_health_check=unhurried)
+    settings.load_profile("unhurried")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -55,7 +73,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     kinds = ["uvloop", "asyncio"] if is_port_test else ["uvloop"]
     if is_port_test and metafunc.definition.path.name in POLLED:
         kinds.append("polling")
-    if "world" in metafunc.fixturenames:
+    if "world" in metafunc.fixturenames and metafunc.definition.get_closest_marker("virtual_time"):
+        metafunc.parametrize("world", ["sim"], indirect=True)
+    elif "world" in metafunc.fixturenames:
         names = ["host" if kind == "uvloop" else f"host-{kind}" for kind in kinds]
         metafunc.parametrize("world", [*kinds, "sim"], ids=[*names, "sim"], indirect=True)
     elif "host_world" in metafunc.fixturenames and is_port_test:
@@ -79,6 +99,25 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Literal[True] | None:
     with host_loop("uvloop") as loop:
         run_checked(loop, pyfuncitem.obj(**arguments), limit_s=limit_s)
     return True
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """After a test that left much freed memory with the allocator, give it back to the kernel.
+
+    Simulated clusters are cycles of hundreds of megabytes, which the collector looks at ever more rarely in a large process, and glibc
+    keeps what lies below anything that is still in use: mallopt(3), malloc_trim(3).
+    """
+    if resident_bytes() > item.session.stash.get(GROWN, 0) + GROWTH_BYTES_MAX:
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        item.session.stash[GROWN] = resident_bytes()
+
+
+def resident_bytes() -> int:
+    """Return how much of the process lies in memory."""
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def time_limit_s(item: pytest.Function) -> float:
@@ -160,6 +199,7 @@ def open_host(request: pytest.FixtureRequest, kind: LoopKind) -> Iterator[World]
             yield host
         finally:
             host.close()
+            _forget(request)
         if not request.node.stash.get(PASSED, True):
             _close(loop)
 
@@ -175,6 +215,12 @@ def open_sim(request: pytest.FixtureRequest) -> "Iterator[SimWorld]":
         yield sim
     finally:
         sim.close()
+        _forget(request)
+
+
+def _forget(request: pytest.FixtureRequest) -> None:
+    """Let go of the stage: pytest keeps every test and its stash until the run ends, and a simulated World is megabytes."""
+    del request.node.stash[STAGE]
 
 
 def run_checked(loop: asyncio.AbstractEventLoop, body: Coroutine[Any, Any, None], *, limit_s: float | None) -> None:

@@ -32,6 +32,21 @@ async def test_a_sound_or_torn_journal_needs_none(world: World, folder: str) -> 
     assert await reopened(world, f"{folder}/j") == history.records
 
 
+@pytest.mark.row("B13")
+async def test_a_segment_whose_header_is_damaged_is_not_taken_for_an_empty_one(world: World, folder: str) -> None:
+    """Nothing tells how much it held: who is told that nothing is lost would go on with a journal that forgot everything."""
+    history = await record_history(world, f"{folder}/a", BATCHES[:1])
+    changed = bytearray(history.files["current.wal"])
+    changed[90] ^= 4
+    await put_files(world, f"{folder}/j", history.files | {"current.wal": bytes(changed)})
+    with pytest.raises(JournalDamaged, match="the segment's header is damaged"):
+        await reopened(world, f"{folder}/j")
+
+    made = await plan(world, f"{folder}/j")
+
+    assert (made.way, made.last_lsn, made.lost_lsns) == ("cut", 0, (1, 1))
+
+
 @pytest.mark.parametrize("lsn", [9, 21, 39, 57])
 async def test_the_damage_is_cut_off(world: World, folder: str, lsn: int) -> None:
     history = await record_history(world, f"{folder}/a", BATCHES)

@@ -2,12 +2,14 @@
 
 import pytest
 
+from isopod.journal import Journal
 from isopod.journal.layout import RECORD_HEADER_BYTES
-from isopod.journal.verify import verify
+from isopod.journal.repair import plan
+from isopod.journal.verify import reading, verify
 from isopod.world.errors import InUse, InvalidArgument, JournalForeign
 from isopod.world.sim import SimWorld
 from isopod.world.world import World
-from tests.journal.histories import SMALL, Batch, files_in, put_files, record_history
+from tests.journal.histories import FORMAT, SMALL, Batch, files_in, put_files, record_history
 
 BATCHES: list[Batch] = [[(n, bytes([n]) * (40 + n * 97 % 400)), (n, b"pair")] for n in range(1, 20)]
 
@@ -83,9 +85,27 @@ async def test_what_is_no_journal_is_told(world: World, folder: str) -> None:
         await verify(world, f"{folder}/missing")
 
 
-async def test_a_journal_in_use_is_left_alone(world: World, folder: str) -> None:
-    from isopod.journal import Journal
+@pytest.mark.row("R20")
+async def test_looking_leaves_no_trace_and_needs_no_lock_of_its_own(world: World, folder: str) -> None:
+    await record_history(world, f"{folder}/j", BATCHES)
+    await world.disk.remove(f"{folder}/j/lock")
+    before = await files_in(world, f"{folder}/j")
+    async with reading(world, f"{folder}/j"):
+        assert (await verify(world, f"{folder}/j")).is_valid
+    assert (await plan(world, f"{folder}/j")).way == "nothing"
+    assert await files_in(world, f"{folder}/j") == before
+    assert await world.disk.stat(f"{folder}/j/lock") is None
 
+
+async def test_who_looks_keeps_out_who_writes_and_nobody_who_looks(world: World, folder: str) -> None:
+    await record_history(world, f"{folder}/j", BATCHES)
+    async with reading(world, f"{folder}/j"):
+        assert (await verify(world, f"{folder}/j")).is_valid
+        with pytest.raises(InUse):
+            await Journal.open(world, f"{folder}/j", format=FORMAT, settings=SMALL)
+
+
+async def test_a_journal_in_use_is_left_alone(world: World, folder: str) -> None:
     journal = await Journal.open(world, f"{folder}/j", format="test 1", settings=SMALL)
     with pytest.raises(InUse, match="in use by process") as caught:
         await verify(world, f"{folder}/j")

@@ -29,7 +29,7 @@ async def put(world: World, folder: str, issued: Issued) -> TlsFiles:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(40):
         while not condition():
             await asyncio.sleep(0.005)
 

@@ -72,7 +72,7 @@ async def test_finally_runs_after_success_failure_and_cancellation(world: World)
     cancelled.cancel()
     with pytest.raises(asyncio.CancelledError):
         await cancelled
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(40):
         while len(seen) < 3:
             await asyncio.sleep(0)
     assert seen == ["success", "failure", "cancellation"]
@@ -86,7 +86,7 @@ async def test_when_all_runs_at_the_same_time_and_keeps_the_order(world: World) 
         await begun[1 - own].wait()  # one after the other they would wait for ever
         return own + 1
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(40):
         done = await when_all(meet(0), meet(1), make_exception_future(NotFound("key", "x")))
     assert [done[0].result(), done[1].result()] == [1, 2]
     assert isinstance(done[2].exception(), NotFound)

@@ -127,6 +127,7 @@ async def test_a_one_way_call_is_served_and_not_answered(world: World, folder: s
         await until(lambda: service.events == ["noted this"])
 
 
+@pytest.mark.virtual_time
 async def test_a_time_out_ends_the_call_here_and_the_handler_there(world: World, folder: str) -> None:
     async with pair(world, folder) as (client, service):
         with pytest.raises(DeadlineExceeded):
@@ -144,6 +145,7 @@ async def test_cancelling_the_caller_cancels_the_handler(world: World, folder: s
         await until(lambda: service.events == ["hang begins", "hang was cancelled"])
 
 
+@pytest.mark.virtual_time
 async def test_a_late_reply_is_dropped_and_disturbs_nobody(world: World, folder: str) -> None:
     async with pair(world, folder) as (client, service):
         with pytest.raises(DeadlineExceeded):

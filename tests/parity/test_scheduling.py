@@ -2,6 +2,8 @@
 
 import asyncio
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from isopod.runtime.metrics import Registry
 from isopod.runtime.scheduling import Priority, SchedulingGroup, current_group, default_group, maybe_yield, need_preempt, statistics
 from isopod.runtime.stalls import StallDetector
 from isopod.world.errors import InvalidArgument
+from isopod.world.host.loop import new_loop
 from isopod.world.world import World
 from tests.parity.kit import keeping
 
@@ -30,27 +33,48 @@ async def test_nothing_interrupts_a_step(world: World) -> None:
     assert seen[-1] == "other"
 
 
-async def test_a_long_computation_yields_when_its_time_is_used_up(host_world: World) -> None:
-    """On the host, whose turns are half a millisecond of real time."""
-    n_beats = 0
-    ends = False
+class StepClock:
+    """Time that passes only where a step says how long it took."""
 
-    async def beat() -> None:
-        nonlocal n_beats
-        while not ends:
+    def __init__(self) -> None:
+        self.now_ns = 0
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+
+@contextmanager
+def host_loop(clock_ns: Callable[[], int]) -> Iterator[asyncio.AbstractEventLoop]:
+    """Open a loop of the host, whose turns are half a millisecond, with a clock of ours: in the simulation steps take no time."""
+    loop = new_loop(clock_ns=clock_ns)
+    try:
+        yield loop
+    finally:
+        loop.close()
+
+
+def test_a_long_computation_yields_when_its_time_is_used_up() -> None:
+    async def beat() -> int:
+        n_beats = 0
+        while not ends.is_set():
             n_beats += 1
             await asyncio.sleep(0)
+        return n_beats
 
-    task = asyncio.ensure_future(beat())
-    n_rounds = 0
-    until_s = time.monotonic() + 0.1
-    while time.monotonic() < until_s:
-        n_rounds += 1
-        await maybe_yield()
-    ends = True
-    await task
-    assert 10 <= n_beats < n_rounds, "others ran, but not at every round"
-    assert isinstance(need_preempt(), bool)
+    async def main() -> None:
+        task = asyncio.ensure_future(beat())
+        for _ in range(1000):
+            clock.now_ns += 50_000
+            await maybe_yield()
+        ends.set()
+        assert await task == pytest.approx(100, rel=0.05), "others ran at every tenth round"
+        assert not need_preempt()
+        clock.now_ns += 500_000
+        assert need_preempt()
+
+    clock, ends = StepClock(), asyncio.Event()
+    with host_loop(clock) as loop:
+        loop.run_until_complete(main())
 
 
 async def test_tasks_inherit_the_group_of_who_starts_them(world: World) -> None:
@@ -65,22 +89,24 @@ async def test_tasks_inherit_the_group_of_who_starts_them(world: World) -> None:
     assert current_group() is default_group()
 
 
-async def test_time_is_shared_in_proportion_to_shares(host_world: World) -> None:
+def test_time_is_shared_in_proportion_to_shares() -> None:
     """On the host: the simulation keeps its seeded order whatever the shares."""
-    loop = asyncio.get_running_loop()
-    until_s = loop.time() + 0.4
 
-    async def burn() -> None:
-        while loop.time() < until_s:
-            for _ in range(500):
-                pass
+    async def busy() -> None:
+        while clock.now_ns < 1_000_000_000:
+            clock.now_ns += 20_000
             await asyncio.sleep(0)
 
-    groups = [SchedulingGroup("much", 800), SchedulingGroup("little", 200)]
-    await asyncio.gather(*(loop.create_task(burn(), context=group.context()) for group in groups for _ in range(2)))
-    used = {each.name: each.run_s for each in statistics()}
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        groups = [SchedulingGroup("much", 800), SchedulingGroup("little", 200)]
+        await asyncio.gather(*(loop.create_task(busy(), context=group.context()) for group in groups for _ in range(20)))
+        used = {each.name: each.run_s for each in statistics()}
+        assert used["much"] / used["little"] == pytest.approx(4, rel=0.05)
 
-    assert 3.0 < used["much"] / used["little"] < 5.3
+    clock = StepClock()
+    with host_loop(clock) as loop:
+        loop.run_until_complete(main())
 
 
 async def test_no_group_starves(host_world: World) -> None:

@@ -159,14 +159,14 @@ async def test_the_context_carries_the_nearest_deadline(world: World) -> None:
         async with deadline(1000) as inner:
             assert inner.expires_at_s == outer.expires_at_s == current_deadline()
         async with deadline(50):
-            assert 49 < (remaining_s() or 0) <= 50
+            assert 40 < (remaining_s() or 0) <= 50
 
             async def child() -> float | None:
                 return remaining_s()
 
-            assert 49 < (await asyncio.create_task(child()) or 0) <= 50
+            assert 40 < (await asyncio.create_task(child()) or 0) <= 50
         async with deadline(None):
-            assert 99 < (remaining_s() or 0) <= 100
+            assert 90 < (remaining_s() or 0) <= 100
     assert current_deadline() is None
     with carry_deadline(-1):
         assert remaining_s() == 0

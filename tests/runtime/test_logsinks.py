@@ -287,7 +287,8 @@ async def test_records_of_other_threads_are_written_by_the_loop() -> None:
         thread.start()
         thread.join()
         assert lines == []
-        await asyncio.sleep(0.01)
+        while not lines:
+            await asyncio.sleep(0)
         assert json.loads(lines[0])["message"] == "from afar"
     finally:
         undo()

@@ -90,6 +90,7 @@ async def test_a_failure_is_logged_and_stops_nobody(world: World) -> None:
     assert "broken" in str(line["why"])
 
 
+@pytest.mark.virtual_time
 async def test_a_late_resource_is_cancelled_and_forced(world: World) -> None:
     stage = Stage(world)
     stage.add("slow", ShutdownPhase.DRAIN_CONNECTIONS, takes_s=100, timeout_s=0.02, forces=True)
@@ -181,6 +182,7 @@ async def test_names_are_unique_and_the_way_down_takes_none(world: World) -> Non
         stage.add("late", ShutdownPhase.FINAL_CLEANUP)
 
 
+@pytest.mark.virtual_time
 async def test_a_close_that_will_not_even_be_cancelled_is_left_behind(world: World) -> None:
     stage = Stage(world)
     release = asyncio.Event()
@@ -202,6 +204,7 @@ async def test_a_close_that_will_not_even_be_cancelled_is_left_behind(world: Wor
     await asyncio.sleep(0.001)
 
 
+@pytest.mark.virtual_time
 async def test_a_phase_has_a_deadline_of_its_own(world: World) -> None:
     stage = Stage(world, phase_timeouts_s={ShutdownPhase.DRAIN_CONNECTIONS: 0.02})
     stage.add("quick", ShutdownPhase.DRAIN_CONNECTIONS)

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any, Final
@@ -120,10 +119,8 @@ def test_a_second_signal_forces_and_the_process_still_ends_in_order(kind: str, s
     with started(slow_s=1000, stubborn=stubborn, kind=kind) as child:
         child.send(signal.SIGTERM)
         child.read_until("child.draining")
-        began_s = time.monotonic()
         child.send(signal.SIGTERM)
         assert child.end() == 0
-        assert time.monotonic() - began_s < 10
     events = [line["event"] for line in child.lines]
     assert child.lines[-1]["outcomes"] == {"listener": "closed", "calls": "forced", "files": "forced"}
     assert [event for event in events if event in ("child.cancelled", "child.forced", "child.files")] == [

@@ -35,9 +35,13 @@ class Report:
 
     def __init__(self, **options: Any) -> None:
         self.lines: list[dict[str, Any]] = []
+        self.on_line: Callable[[dict[str, Any]], None] = lambda _: None
         self.metrics = Registry()
-        logger = Logger(lambda line: self.lines.append(msgspec.json.decode(line)), HostClock())
-        self.detector = StallDetector(logger, HostClock(), self.metrics, **options)
+        self.detector = StallDetector(Logger(self._write, HostClock()), HostClock(), self.metrics, **options)
+
+    def _write(self, line: bytes) -> None:
+        self.lines.append(msgspec.json.decode(line))
+        self.on_line(self.lines[-1])
 
     def sample(self, name: str, group: str) -> float:
         found = {(each.name, dict(each.labels).get("group")): each.value for each in self.metrics.statistics()}
@@ -48,11 +52,15 @@ class Report:
 @pytest.mark.parametrize("grouped", [False, True])
 def test_a_stall_is_named_while_it_lasts(kind: LoopKind, grouped: bool) -> None:
     report = Report(threshold_s=0.02)
-    seen_inside: list[int] = []
+    group = "bulk" if grouped else "main"
+    seen_inside: list[bool] = []
+
+    def is_told() -> bool:
+        return any(line["task"] == "the-hog" for line in report.lines)
 
     async def hog() -> None:
-        hold_up(lambda: bool(report.lines))
-        seen_inside.append(len(report.lines))
+        hold_up(is_told)
+        seen_inside.append(is_told())
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -61,7 +69,7 @@ def test_a_stall_is_named_while_it_lasts(kind: LoopKind, grouped: bool) -> None:
         await asyncio.sleep(0.05)
         context = SchedulingGroup("bulk", 100).context() if grouped else None
         await loop.create_task(hog(), name="the-hog", context=context)
-        while not report.detector.n_stalls:
+        while not report.sample("isopod_stall_duration_seconds_count", group):
             await asyncio.sleep(0.005)
         report.detector.stop()
         report.detector.stop()
@@ -69,15 +77,14 @@ def test_a_stall_is_named_while_it_lasts(kind: LoopKind, grouped: bool) -> None:
     loop = new_loop(kind)
     loop.run_until_complete(main())
     loop.close()
-    group = "bulk" if grouped else "main"
-    assert seen_inside == [1]  # the line was written before the stall ended
-    (line,) = report.lines
-    assert (line["event"], line["task"], line["group"], line["level"]) == ("reactor.stalled", "the-hog", group, "warning")
+    # A machine that stands still makes other steps stall too; of this one there is one line, written before the stall ended.
+    (line,) = [each for each in report.lines if each["task"] == "the-hog"]
+    assert seen_inside == [True]
+    assert (line["event"], line["group"], line["level"]) == ("reactor.stalled", group, "warning")
     assert 0.02 <= line["so_far_s"] < WAIT_S
     assert any("hold_up" in frame and "test_stalls.py:" in frame for frame in line["stack"])
     assert any("hog" in frame for frame in line["stack"])
-    assert report.sample("isopod_stalls_total", group) == 1
-    assert report.sample("isopod_stall_duration_seconds_count", group) == 1
+    assert report.sample("isopod_stalls_total", group) >= 1
     assert report.sample("isopod_stall_duration_seconds_sum", group) >= 0.02
     assert [thread.name for thread in threading.enumerate() if thread.name == "isopod-watch"] == []
 
@@ -86,35 +93,40 @@ def test_a_stall_is_named_while_it_lasts(kind: LoopKind, grouped: bool) -> None:
 def test_a_plain_callback_and_a_blocking_call_are_seen(kind: LoopKind) -> None:
     report = Report(threshold_s=0.02)
 
+    told, ended = threading.Event(), asyncio.Event()
+    report.on_line = lambda line: told.set() if "blocking" in str(line["stack"]) else None
+
     def blocking() -> None:
-        give_up_s = time.monotonic() + WAIT_S
-        while not report.lines and time.monotonic() < give_up_s:
-            time.sleep(0.05)
+        told.wait(WAIT_S)
+        ended.set()
 
     async def main() -> None:
         report.detector.start()
         asyncio.get_running_loop().call_later(0.001, blocking)
-        while not report.detector.n_stalls:
-            await asyncio.sleep(0.005)
+        await ended.wait()
         report.detector.stop()
 
     loop = new_loop(kind)
     loop.run_until_complete(main())
     loop.close()
-    assert report.lines[0]["task"] == ""
-    assert any("blocking" in frame for frame in report.lines[0]["stack"])
+    (line,) = [each for each in report.lines if "blocking" in str(each["stack"])]
+    assert line["task"] == ""
 
 
 @pytest.mark.parametrize("kind", ["uvloop", "asyncio"])
 def test_a_busy_loop_of_short_steps_does_not_stall_and_an_idle_one_is_not_woken(kind: LoopKind) -> None:
     report = Report(threshold_s=0.05)
+    longest_s = [0.0]  # of what the machine made of a step
 
     async def short() -> None:
-        for _ in range(300):
-            until_s = time.thread_time() + 0.0005
-            while time.thread_time() < until_s:
-                pass
+        ends_s = before_s = time.monotonic()
+        ends_s += 0.5
+        while before_s < ends_s:
+            hold_up(lambda until_s=before_s + 0.0005: time.monotonic() >= until_s)  # type: ignore[misc]
             await asyncio.sleep(0)
+            now_s = time.monotonic()
+            longest_s[0] = max(longest_s[0], now_s - before_s)
+            before_s = now_s
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -131,8 +143,8 @@ def test_a_busy_loop_of_short_steps_does_not_stall_and_an_idle_one_is_not_woken(
     loop = new_loop(kind)
     loop.run_until_complete(main())
     loop.close()
-    # A machine that gives us no CPU for 50 ms looks like a stall; it is none of a callback's own making.
-    assert len(report.lines) <= 1
+    # A machine that gives us no CPU for 50 ms looks like a stall; then at least a round of the three tasks took as long.
+    assert longest_s[0] >= 0.05 or not [line for line in report.lines if "in short" in str(line["stack"])]
 
 
 class FakeWatch:

@@ -2,16 +2,20 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import gc
 import mmap
 import os
+import threading
 
 import pytest
 
 from isopod.runtime.metrics import Registry
 from isopod.telemetry.collectors import Collector, FileCollector, LoopCollector, MachineCollector, Total, system_collectors
 from isopod.telemetry.monitoring import MonitoringSystem
+from isopod.world.clock import Clock
 from isopod.world.disk import OpenFlags
+from isopod.world.sim import SimWorld
 from isopod.world.world import World
 from tests.telemetry.kit import Memo
 
@@ -64,25 +68,51 @@ async def test_collected_garbage_is_counted(world: World) -> None:
     assert registry.snapshot().value("isopod_gc_collections_total", generation="2") == before + 1
 
 
-async def test_a_loop_that_is_held_up_shows(host_world: World) -> None:
-    import time
+class HeldUp:
+    """A clock that shows how long steps took: in the simulation they take no time."""
 
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.took_ns = 0
+
+    def now_ns(self) -> int:
+        return self._clock.now_ns() + self.took_ns
+
+    def monotonic_ns(self) -> int:
+        return self._clock.monotonic_ns() + self.took_ns
+
+
+async def test_a_loop_that_is_held_up_shows(sim_world: SimWorld) -> None:
     registry = Registry()
-    collector = LoopCollector(host_world, registry, period_s=0.01)
+    clock = HeldUp(sim_world.world.clock)
+    collector = LoopCollector(dataclasses.replace(sim_world.world, clock=clock), registry, period_s=0.01)
     collector.start()
     collector.start()
-    await asyncio.sleep(0.03)
-    time.sleep(0.2)
+    await asyncio.sleep(0.035)
+    await collector.collect()
+    assert registry.snapshot().value("isopod_reactor_lag_seconds_max") == pytest.approx(0, abs=0.001)
+    clock.took_ns = 200_000_000
     await asyncio.sleep(0.03)
     await collector.collect()
-    assert registry.snapshot().value("isopod_reactor_lag_seconds_max") > 0.1
+    assert registry.snapshot().value("isopod_reactor_lag_seconds_max") == pytest.approx(0.2, abs=0.001)
     await collector.collect()
-    assert registry.snapshot().value("isopod_reactor_lag_seconds_max") < 0.1
+    assert registry.snapshot().value("isopod_reactor_lag_seconds_max") == pytest.approx(0, abs=0.001)
     collector.close()
     collector.close()
     seen = registry.snapshot().value("isopod_reactor_lag_seconds")
     await asyncio.sleep(0.03)
     assert registry.snapshot().value("isopod_reactor_lag_seconds") == seen
+
+
+async def test_a_real_loop_that_is_held_up_shows(host_world: World) -> None:
+    registry = Registry()
+    collector = LoopCollector(host_world, registry, period_s=0.01)
+    collector.start()
+    asyncio.get_running_loop().call_soon(threading.Event().wait, 0.2)
+    await asyncio.sleep(0.03)
+    await collector.collect()
+    assert registry.snapshot().value("isopod_reactor_lag_seconds_max") > 0.1
+    collector.close()
 
 
 class Thermometer:

@@ -4,6 +4,7 @@ import errno
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from isopod.world.processes import ProcessIdentity
 from isopod.world.world import World
 
 PREFIX: Final = "isopod-t"
@@ -97,6 +98,21 @@ async def a_namespace_cannot_be_made_twice(world: World, folder: str) -> None:
     await world.kernel.delete_namespace(f"{folder}/net")
 
 
+async def the_namespace_of_nobody_and_our_own_are_not_pinned(world: World, folder: str) -> None:
+    own = world.processes.identify(world.processes.own_pid())  # the simulation's test is no process of it
+    later = ProcessIdentity(world.processes.own_pid(), (own.started_ticks if own is not None else 0) + 1)
+    for process, number in ((own, errno.EINVAL), (later, errno.ESRCH)):
+        if process is None:
+            continue
+        try:
+            await world.kernel.pin_namespace(f"{folder}/net", pid=process.pid, started_ticks=process.started_ticks)
+        except OSError as error:
+            assert error.errno == number
+        else:
+            raise AssertionError("it was pinned")
+        assert await world.disk.stat(f"{folder}/net") is None
+
+
 async def a_table_is_applied_replaced_and_deleted(world: World, folder: str) -> None:
     table = f"{PREFIX}-nat"
     rules = "chain post {\n type nat hook postrouting priority srcnat\n ip saddr 10.199.7.0/24 masquerade\n }\n"
@@ -141,6 +157,7 @@ BODIES: Final[dict[str, Body]] = {
         a_mounted_tree_is_not_removed,
         a_namespace_gets_its_link_and_takes_it_along,
         a_namespace_cannot_be_made_twice,
+        the_namespace_of_nobody_and_our_own_are_not_pinned,
         a_table_is_applied_replaced_and_deleted,
         prepare_twice_is_fine,
         facts_and_pressure_are_told,

@@ -60,5 +60,5 @@ class Recorder(asyncio.Protocol):
 
     async def _wait_changed(self) -> None:
         self.changed.clear()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             await self.changed.wait()

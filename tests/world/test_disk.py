@@ -182,6 +182,25 @@ async def test_a_lock_is_held_until_its_file_is_closed(world: World, folder: str
     again.close()
 
 
+async def test_a_shared_lock_keeps_out_who_wants_it_alone_and_writes_nothing(world: World, folder: str) -> None:
+    path = f"{folder}/lock"
+    with pytest.raises(FileNotFoundError):
+        await world.disk.lock_shared(path)
+    assert await world.disk.stat(path) is None
+    await world.disk.write(path, b"4711")
+    first, second = await world.disk.lock_shared(path), await world.disk.lock_shared(path)
+    assert first is not None
+    assert second is not None
+    first.close()
+    assert await world.disk.lock(path, b"42") is None
+    second.close()
+    assert await world.disk.read(path) == b"4711"
+    alone = await world.disk.lock(path, b"42")
+    assert alone is not None
+    assert await world.disk.lock_shared(path) is None
+    alone.close()
+
+
 async def test_a_watch_names_what_is_created_written_moved_and_removed(world: World, folder: str) -> None:
     await world.disk.write(f"{folder}/old", b"")
     async with world.disk.watch(folder) as watch:
@@ -240,7 +259,7 @@ async def test_reading_beneath_a_root(world: World, folder: str) -> None:
 
 async def expect(names: AsyncIterator[str], wanted: str) -> None:
     """Consume names until `wanted` comes."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(40):
         while await anext(names) != wanted:
             pass
 

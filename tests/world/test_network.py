@@ -150,7 +150,7 @@ def remember(servers: list[Recorder]) -> Recorder:
 
 async def first(servers: list[Recorder]) -> Recorder:
     """Return the first accepted connection: accepting may come after connecting."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(40):
         while not servers:
             await asyncio.sleep(0.001)
     await servers[0].wait_made()

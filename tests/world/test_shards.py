@@ -41,14 +41,14 @@ class End:
         self.changed.set()
 
     async def until(self, n_messages: int) -> list[bytes]:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             while len(self.messages) < n_messages and self.error is None:
                 self.changed.clear()
                 await self.changed.wait()
         return self.messages
 
     async def until_closed(self) -> IsopodError:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             while self.error is None:
                 self.changed.clear()
                 await self.changed.wait()
@@ -104,7 +104,7 @@ async def test_a_shard_lives_while_its_link_is_open(world: World) -> None:
         assert await answers.get() == b"hello"
         assert world.processes.identify(process.identity.pid) == process.identity
         process.link.close()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             assert await process.wait() == 0
     assert world.processes.identify(process.identity.pid) is None
 
@@ -260,7 +260,7 @@ async def test_an_accepted_connection_is_adopted(world: World, folder: str) -> N
     transport.close()
     await served[0].wait_end()
     (await served[0].wait_made()).close()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(40):
         await gone.wait()
     await listener.close()
     await listener.close()

@@ -145,6 +145,32 @@ async def claim(world: World, folder: str, *, create: bool) -> OpenFile:
     return lock
 
 
+async def claim_to_read(world: World, folder: str) -> OpenFile | None:
+    """Take the lock of a folder that is only looked at, and change nothing in it: it may lie on a disk that cannot be written to.
+
+    Args:
+        world: Whose disk.
+        folder: The folder; others may look at it too.
+
+    Returns:
+        What is closed to release it; None where there is no lock: who writes to a journal makes one first.
+
+    Raises:
+        InUse: A process has the journal open.
+        UnavailableError: The disk or the permissions do not let us.
+    """
+    path = f"{folder}/{LOCK}"
+    try:
+        lock = await world.disk.lock_shared(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise explain(error, "read the journal in", folder) from error
+    if lock is None:
+        raise InUse("journal", folder, await _holder(world, folder), "stop the node that uses it first")
+    return lock
+
+
 async def check_folder(world: World, folder: str, *, create: bool) -> None:
     """Make sure that a folder may hold a journal; raises as `claim`, and OSError."""
     if not folder.startswith("/"):
@@ -168,7 +194,7 @@ def explain(error: OSError, action: str, path: str) -> IsopodError:
     """Return an OSError of the disk as an error of the tree, with what to do about permissions."""
     found = from_os_error(error, action, path)
     if isinstance(found, KernelError) and not found.hint:
-        found.hint = "the folder must be on a writable file system and belong to the user that the node runs as"
+        found.hint = "the folder must belong to the user that this runs as, and be on a writable file system if it is to be changed"
     return found
 
 
@@ -199,7 +225,11 @@ async def _holder(world: World, folder: str) -> str:
         text = (await world.disk.read(f"{folder}/{LOCK}", n_bytes_max=64)).decode("ascii", "replace").strip()
     except OSError:
         text = ""
-    return f"process {text}" if text.isdigit() else "another process"
+    if not text.isdigit():
+        return "another process"
+    # One that only reads leaves the number of the last one that wrote.
+    is_there = int(text) == world.processes.own_pid() or world.processes.identify(int(text)) is not None
+    return f"process {text}" if is_there else "another process"
 
 
 def _checksum(manifest: Manifest) -> str:

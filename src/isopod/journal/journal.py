@@ -68,6 +68,14 @@ class _Tally:
 class Journal:
     """An open journal. Made by `open`; who opened it closes it. For one event loop."""
 
+    # CPython keeps no more than 30 attributes of an object in place; the rest of the hot path would look all of them up in a dictionary.
+    __slots__ = (
+        "_after_compact", "_archive", "_before_compact", "_callbacks", "_changing", "_durable_lsn", "_failure", "_failure_callbacks",
+        "_folder", "_is_closing", "_is_full", "_last_lsn", "_lock", "_log", "_manifest", "_metrics", "_on_fatal", "_preparer", "_queue",
+        "_queued_bytes", "_refused", "_rotation", "_seed", "_settings", "_snapshots", "_tally", "_tasks", "_upkeep", "_waiters", "_wake",
+        "_world", "_writer",
+    )  # fmt: skip
+
     def __init__(self, world: World, folder: str, settings: JournalSettings, *, found: Found, lock: OpenFile) -> None:
         self._world = world
         self._folder = folder
@@ -204,8 +212,12 @@ class Journal:
 
     # -- writing ---------------------------------------------------------------------------------------------------------------------
 
-    def append(self, records: Sequence[tuple[int, bytes]]) -> int:
+    def append(self, records: Sequence[tuple[int, bytes]], *, begin: bool = True) -> int:
         """Queue one atomic batch of (kind, payload); it is written with all that is queued in this turn of the loop.
+
+        Args:
+            records: The batch.
+            begin: False for callers that append more in this turn of the loop and then call `flush`.
 
         Returns:
             The LSN of its last record, for `wait_durable`.
@@ -236,8 +248,31 @@ class Journal:
         self._last_lsn = first_lsn + len(records) - 1
         self._queue.append(_Queued(data, first_lsn, self._last_lsn))
         self._queued_bytes += n_bytes
-        self._rouse()
+        if begin:
+            self._rouse()
         return self._last_lsn
+
+    def flush(self) -> bool:
+        """Begin to write what is queued. Where the disk is quick (`DataFile.may_write_now`), in the loop's thread: then it is durable, and
+        all have been told, on return. Never raises: a write that fails ends the journal as it always does.
+
+        Returns:
+            Whether it is durable already.
+        """
+        if self._failure is not None or self._wake is None or self._rotation is not None or self._is_aged():
+            self._rouse()
+            return False
+        try:
+            while self._queue and len(self._queue[0].data) <= self._writer.room_bytes and self._writer.may_write_now(self._queued_bytes):
+                batches, header = self._take_group()
+                started_ns = self._world.clock.monotonic_ns()
+                self._wrote(batches, header.n_records, self._writer.write_now([batch.data for batch in batches], header), started_ns)
+        except OSError as error:
+            self._fail(_why(error))
+            return False
+        if self._queue:
+            self._rouse()
+        return not self._queue
 
     async def wait_durable(self, lsn: int) -> None:
         """Wait until the record `lsn` is durable. Cancelling it changes nothing about the record.
@@ -463,20 +498,28 @@ class Journal:
                     self._wake = asyncio.get_running_loop().create_future()
                     await self._wake
         except OSError as error:
-            self._fail(f"a write or sync failed: {error.strerror or error}")
+            self._fail(_why(error))
         except Exception as error:  # noqa: BLE001 - the root of the task: those who wait must hear of it
             self._fail(f"internal error: {error!r}")
 
     async def _write_some(self) -> None:
         if len(self._queue[0].data) > self._writer.room_bytes and not await self._next_segment():
             return
-        batches = self._take()
-        first, last = batches[0].first_lsn, batches[-1].last_lsn
-        n_records = sum(batch.last_lsn - batch.first_lsn + 1 for batch in batches)
-        flags = 0 if first == self._durable_lsn + 1 else SKIPS
+        batches, header = self._take_group()
         started_ns = self._world.clock.monotonic_ns()
-        n_bytes = await self._writer.write([batch.data for batch in batches], GroupHeader(0, n_records, first, 0, flags))
-        self._durable_lsn = last
+        n_bytes = await self._writer.write([batch.data for batch in batches], header)
+        self._wrote(batches, header.n_records, n_bytes, started_ns)
+
+    def _take_group(self) -> tuple[list[_Queued], GroupHeader]:
+        """Take what one write takes along, with its header."""
+        batches = self._take()
+        first = batches[0].first_lsn
+        flags = 0 if first == self._durable_lsn + 1 else SKIPS
+        return batches, GroupHeader(0, sum(batch.last_lsn - batch.first_lsn + 1 for batch in batches), first, 0, flags)
+
+    def _wrote(self, batches: list[_Queued], n_records: int, n_bytes: int, started_ns: int) -> None:
+        """A group is durable: tell all."""
+        self._durable_lsn = last = batches[-1].last_lsn
         tally = self._tally
         tally.n_batches += len(batches)
         tally.n_records += n_records
@@ -658,6 +701,10 @@ class Journal:
         """Whether most of the current segment, and much, was compacted: only a closed segment can go."""
         is_covered = lsn >= self._durable_lsn
         return is_covered and self._writer.offset * 2 > self._writer.header.segment_bytes
+
+
+def _why(error: OSError) -> str:
+    return f"a write or sync failed: {error.strerror or error}"
 
 
 def _release(journal: Journal | None, lock: OpenFile) -> None:

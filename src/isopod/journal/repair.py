@@ -18,7 +18,7 @@ from isopod.journal.folder import ARCHIVE, CURRENT, MANIFEST, NEXT, SNAPSHOTS, M
 from isopod.journal.layout import GROUP_HEADER_BYTES, SEGMENT_HEADER_BYTES, SKIPS, GroupHeader, Record, SegmentHeader
 from isopod.journal.settings import JournalSettings
 from isopod.journal.snapshots import BadSnapshot, Snapshots
-from isopod.journal.verify import Problem, SegmentCheck, Survey, claim_existing
+from isopod.journal.verify import Problem, SegmentCheck, Survey, claim_existing, reading
 from isopod.journal.writer import RESERVED_BYTES
 from isopod.world.disk import DataFile, OpenFlags
 from isopod.world.errors import JournalDamaged
@@ -80,12 +80,9 @@ async def plan(world: World, folder: str) -> RepairPlan:
         JournalDamaged: Neither the manifest nor any segment says what it was: there is nothing to keep.
         UnavailableError: The disk failed.
     """
-    lock = await claim_existing(world, folder)
-    try:
+    async with reading(world, folder):
         with explained("read the journal in", folder):
             return _plan(folder, await _survey(world, folder))
-    finally:
-        lock.close()
 
 
 async def repair(world: World, folder: str) -> RepairPlan:

@@ -5,12 +5,12 @@ may leave (a torn last write, half a rotation) is no error; it is counted apart.
 """
 
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from typing import Final, NamedTuple
 
 from isopod.journal import layout
 from isopod.journal.archive import list_closed
-from isopod.journal.folder import ARCHIVE, CURRENT, MANIFEST, NEXT, Manifest, SegmentName, check_folder, claim, explained
+from isopod.journal.folder import ARCHIVE, CURRENT, MANIFEST, NEXT, Manifest, SegmentName, check_folder, claim, claim_to_read, explained
 from isopod.journal.layout import SegmentHeader
 from isopod.journal.recovery import read_header, read_manifest
 from isopod.journal.scan import Batch, Ending, Walk
@@ -162,7 +162,10 @@ class Survey:
                 async for piece in pieces:
                     yield piece
         except (JournalDamaged, JournalForeign) as error:
-            yield self._problem(path, error.offset if isinstance(error, JournalDamaged) else 0, self._lsn, error.message)
+            # Whatever it held cannot be read, and nothing tells how much that was: its first record at least.
+            floor = self.manifest.floor_lsn if self.manifest is not None else 0
+            lsn = self._lsn or (name.first_lsn if name else floor + 1)
+            yield self._problem(path, error.offset if isinstance(error, JournalDamaged) else 0, lsn, error.message)
             self.segments.append(SegmentCheck(path, name.first_lsn if name else self._lsn, self._lsn, "damaged"))
         finally:
             source.close()
@@ -223,22 +226,35 @@ async def verify(world: World, folder: str) -> IntegrityReport:
         InvalidArgument: There is no such folder, or it cannot be used.
         UnavailableError: The disk failed.
     """
-    lock = await claim_existing(world, folder)
-    try:
+    async with reading(world, folder):
         with explained("read the journal in", folder):
             return await _report(world, folder)
+
+
+@asynccontextmanager
+async def reading(world: World, folder: str) -> AsyncGenerator[None, None]:
+    """Keep who writes out of a folder that holds a journal, changing nothing in it. It raises as `verify`."""
+    await _check_existing(world, folder)
+    lock = await claim_to_read(world, folder)
+    try:
+        yield
     finally:
-        lock.close()
+        if lock is not None:
+            lock.close()
 
 
 async def claim_existing(world: World, folder: str) -> OpenFile:
-    """Take the lock of a folder that holds a journal; nothing is written to one that holds none. It raises as `verify`."""
+    """Take the lock of a folder that holds a journal, to change it; nothing is written to one that holds none. It raises as `verify`."""
+    await _check_existing(world, folder)
+    return await claim(world, folder, create=False)
+
+
+async def _check_existing(world: World, folder: str) -> None:
     with explained("read the journal in", folder):
         await check_folder(world, folder, create=False)
         names, _ = await list_closed(world, f"{folder}/{ARCHIVE}")
         if not names and not [name for name in (MANIFEST, CURRENT) if await world.disk.stat(f"{folder}/{name}") is not None]:
             raise JournalForeign(folder, "there is no journal in it", "give the folder that holds current.wal and journal.json")
-    return await claim(world, folder, create=False)
 
 
 async def _report(world: World, folder: str) -> IntegrityReport:

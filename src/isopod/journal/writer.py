@@ -130,6 +130,21 @@ class Writer:
             await self._after_write.hit()
         return len(data)
 
+    def may_write_now(self, n_bytes: int) -> bool:
+        """Whether `write_now` is worth its while for batches of so many bytes."""
+        if self._before_write.armed or self._after_write.armed or self._file is None:
+            return False
+        return self._file.may_write_now(n_bytes + RESERVED_BYTES)
+
+    def write_now(self, batches: Sequence[bytes], header: GroupHeader) -> int:
+        """Do as `write`, in the loop's thread; right after `may_write_now` said so. OSError is final."""
+        assert self._file is not None
+        data = layout.pack_whole_group(batches, self.offset, header, seed=self._seed, segment_lsn=self.header.first_lsn)
+        self._file.write_durable_now(self.offset, data)
+        self.offset += len(data)
+        self.is_marked = False
+        return len(data)
+
     async def rotate(self, next_lsn: int, header: SegmentHeader) -> None:
         """Close the segment, move it into the archive, and go on in the prepared next one. OSError is final.
 

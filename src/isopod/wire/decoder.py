@@ -140,6 +140,15 @@ class StreamDecoder:
         if self.encoding == "json":
             return self._take_lines(data, sink)
         at = 0
+        if not self._data and len(data) > LENGTH_BYTES:
+            (n_payload,) = _UNPACK_LENGTH(data, 0)
+            if n_payload == len(data) - LENGTH_BYTES and n_payload <= FRAME_BYTES_MAX:  # one whole frame and nothing else
+                try:
+                    only = _MSGPACK(memoryview(data)[LENGTH_BYTES:])
+                except _DECODE_ERRORS as error:
+                    raise WireError(f"not a frame: {error}") from None
+                sink(only, len(data))
+                return False
         if self._data:
             self.put(data)
             at = self._at

@@ -10,7 +10,7 @@ than one frame. Elements after the known ones of a frame, and unknown keys of a 
 
 from collections.abc import Callable
 from struct import Struct as Layout
-from typing import Annotated, Final, Generic, Literal, TypeVar
+from typing import Annotated, Final, Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -187,6 +187,8 @@ NOTIFY: Final = 10
 
 _LENGTH: Final = Layout("<I")
 _HEAD: Final = Layout("<H")
+_BIN8: Final = Layout("BB")
+_BIN16: Final = Layout(">BH")
 pack_length: "Final[Callable[[int], bytes]]" = _LENGTH.pack
 encode_msgpack: "Final[Callable[[object], bytes]]" = msgspec.msgpack.Encoder().encode
 _encode_json: "Final[Callable[[object], bytes]]" = msgspec.json.Encoder().encode
@@ -258,6 +260,30 @@ def raw_head(frame: tuple[object, ...], n_body: int) -> bytes:
     if n_payload > FRAME_BYTES_MAX or len(packed) >= 1 << 16:
         raise TooLarge(f"a frame of {n_payload} bytes is over {FRAME_BYTES_MAX}")
     return _HEAD.pack(len(packed)) + packed
+
+
+class Prefix(NamedTuple):
+    """A frame that is sent again and again, each time with another body of bytes at its end."""
+
+    frame: tuple[object, ...]
+    """Its array, without the body."""
+    packed: bytes
+    """The same in MessagePack."""
+
+
+def prefix_of(frame: tuple[object, ...]) -> Prefix:
+    """Return what stands before the body in every such frame.
+
+    Args:
+        frame: The array without the body, of at most 14 items.
+    """
+    packed = encode_msgpack(frame)
+    return Prefix(frame, bytes((packed[0] + 1,)) + packed[1:])
+
+
+def bytes_head(n_bytes: int) -> bytes:
+    """Return what stands before so many bytes in MessagePack (less than 64 KiB): formats bin 8 and bin 16 of its specification."""
+    return _BIN8.pack(0xC4, n_bytes) if n_bytes < 1 << 8 else _BIN16.pack(0xC5, n_bytes)
 
 
 def kind_name(frame: OutFrame) -> str:

@@ -187,6 +187,13 @@ class DataFile(OpenFile, Protocol):
         durable afterwards, and its size is only if it did not change: for logs whose space was allocated before. A failure leaves open
         what reached the device; after one, writing the same again proves nothing, for the kernel may have dropped the pages."""
 
+    def may_write_now(self, n_bytes: int) -> bool:
+        """Whether `write_durable_now` is worth its while for so many bytes: the last durable writes took no longer than going off the
+        loop and coming back costs. A guess from what was measured; the next one may still take long."""
+
+    def write_durable_now(self, offset: int, data: Data) -> None:
+        """Do `write_durable` in the loop's own thread: nothing else happens meanwhile. Only right after `may_write_now` said so."""
+
     async def read_many(self, extents: Sequence[tuple[int, int]]) -> list[bytes]:
         """Do `read_at` for each (offset, length), all under way at once; the first failure is raised after all have ended."""
 
@@ -356,6 +363,10 @@ class Disk(Protocol):
     async def lock(self, path: str, contents: bytes) -> OpenFile | None:
         """Take an exclusive advisory lock on a file (created if missing) and write `contents` into it; None if another process holds it.
         Closing the returned file, or dying, releases it. A symlink at `path` is not followed: ELOOP."""
+
+    async def lock_shared(self, path: str) -> OpenFile | None:
+        """Take an advisory lock that several may have on a file that exists, and write nothing; None if somebody has it exclusively.
+        Released as that of `lock`, and links are not followed either."""
 
     async def unpack_layer(
         self,

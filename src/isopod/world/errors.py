@@ -444,7 +444,8 @@ class AlreadyServing(UnavailableError):
     retryable = False
 
     def __init__(self, root: str, pid: int) -> None:
-        super().__init__(f"another isopod node (pid {pid}) owns {root}", "stop it first, or give this one --root and --run-root")
+        who = f"another isopod node (pid {pid})" if pid else "another isopod node"
+        super().__init__(f"{who} owns {root}", "stop it first, or give this one --root and --run-root")
 
 
 class CorruptError(IsopodError):

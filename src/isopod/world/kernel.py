@@ -138,6 +138,9 @@ class Kernel(Protocol):
     async def create_namespace(self, path: str) -> None:
         """Make a network namespace with loopback up, pinned at the new file `path`."""
 
+    async def pin_namespace(self, path: str, *, pid: int, started_ticks: int) -> None:
+        """Pin a process's network namespace (see `ProcessIdentity`) at the new file `path`. ESRCH: it is gone. EINVAL: it is in ours."""
+
     async def delete_namespace(self, path: str) -> None:
         """Unpin and remove; nothing there is fine. Links inside end with it."""
 

@@ -73,6 +73,7 @@ def secure_client(
             done.set_result(None)
         else:
             done.set_exception(failure)
+            done.exception()  # no failure that nobody saw, if the caller was cancelled before it could await this
 
     name = (tls.server_name or host or "").removesuffix(".")  # certificates and SNI (RFC 6066 section 3) do without a final dot
     context = tls.context

@@ -80,6 +80,7 @@ async def test_no_such_name_and_no_such_record(world: World) -> None:
     await server.stop()
 
 
+@pytest.mark.virtual_time
 async def test_servers_that_are_silent_absent_or_fail_cost_an_attempt_each(world: World) -> None:
     silent, failing, good = NameServer(ZONE), NameServer(ZONE), NameServer(ZONE)
     silent.is_silent, failing.rcode = True, dns.rcode.SERVFAIL

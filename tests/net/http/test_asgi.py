@@ -41,11 +41,18 @@ async def running(world: World, app: Any, folder: str, limits: HttpLimits | None
         await application.stop()
 
 
+def refuse_lifespan(scope: Any) -> None:
+    """Raise for the lifespan scope: so an application says that it has no use for it, and a server goes on without (ASGI, Lifespan)."""
+    if scope["type"] == "lifespan":
+        raise ValueError("no lifespan here")
+
+
 class Shop:
     """An application as a Starlette user writes it."""
 
     def __init__(self, static: str = "") -> None:
         self.events: list[str] = []
+        self.begun = asyncio.Event()
         self.gone = asyncio.Event()
         routes: list[Any] = [
             Route("/", self.index),
@@ -88,6 +95,7 @@ class Shop:
         return StreamingResponse(pieces())
 
     async def wait(self, request: Request) -> Response:
+        self.begun.set()
         while not await request.is_disconnected():
             await asyncio.sleep(0.005)
         self.gone.set()
@@ -160,9 +168,18 @@ async def test_a_starlette_application_runs(world: World, folder: str) -> None:
 async def test_starlettes_static_files_run(host_world: World, folder: str) -> None:
     with open(f"{folder}/a.txt", "wb") as file:
         file.write(b"static " * 20_000)
-    async with running(host_world, Shop(folder).app, folder) as site:
+    shop = Shop(folder)
+    ended: asyncio.Queue[str] = asyncio.Queue()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await shop.app(scope, receive, send)
+        ended.put_nowait(scope["type"])
+
+    async with running(host_world, app, folder) as site:
         whole = await ask(site, target="/static/a.txt")
         part = await ask(site, target="/static/a.txt", headers="Range: bytes=0-5\r\n")
+        # After its response Starlette closes the file in a thread; stopping would cancel that.
+        assert [await ended.get() for _ in range(2)] == ["http", "http"]
     await asyncio.get_running_loop().shutdown_default_executor()
 
     assert whole.body == b"static " * 20_000 and (part.status, part.body) == (206, b"static")
@@ -172,8 +189,8 @@ async def test_an_application_is_told_that_its_client_went(world: World, folder:
     shop = Shop()
     async with running(world, shop.app, folder, HttpLimits(half_closed_s=0.05)) as site:
         async with peer_of(site, b"GET /wait HTTP/1.1\r\nHost: a\r\n\r\n"):
-            await asyncio.sleep(0.02)
-        async with asyncio.timeout(10):
+            await shop.begun.wait()
+        async with asyncio.timeout(40):
             await shop.gone.wait()
 
 
@@ -181,8 +198,7 @@ async def test_sending_to_a_client_that_went_is_an_os_error(world: World, folder
     gone = asyncio.Event()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "lifespan":
-            raise NotImplementedError
+        refuse_lifespan(scope)
         await send({"type": "http.response.start", "status": 200, "headers": []})
         try:
             while True:
@@ -194,7 +210,7 @@ async def test_sending_to_a_client_that_went_is_an_os_error(world: World, folder
     async with running(world, app, folder, HttpLimits(half_closed_s=0.05)) as site:
         async with peer_of(site, GET) as peer:
             await peer.until_count(b"tick", 3)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             await gone.wait()
 
 
@@ -202,7 +218,7 @@ async def test_background_work_goes_on_after_the_response(world: World, folder: 
     shop = Shop()
     async with running(world, shop.app, folder) as site:
         got = await ask(site, target="/background")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             await shop.gone.wait()
 
     assert got.body == b"soon" and "background done" in shop.events
@@ -252,8 +268,7 @@ async def test_the_scope(world: World, folder: str) -> None:
 @pytest.mark.parametrize("what", ["nothing", "body first", "start twice", "after the end"])
 async def test_applications_out_of_turn(sim_world: SimWorld, folder: str, what: str) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "lifespan":
-            raise NotImplementedError
+        refuse_lifespan(scope)
         start = {"type": "http.response.start", "status": 200, "headers": []}
         if what == "nothing":
             return
@@ -275,8 +290,7 @@ async def test_receive_after_the_response_says_disconnect(world: World, folder: 
     done = asyncio.Event()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "lifespan":
-            raise NotImplementedError
+        refuse_lifespan(scope)
         while (message := await receive())["more_body"]:
             seen.append(message["type"])
         await send({"type": "http.response.start", "status": 200, "headers": [(b"transfer-encoding", b"chunked")]})
@@ -309,8 +323,7 @@ async def test_stopping_cancels_what_is_left(sim_world: SimWorld, folder: str) -
     cancelled = asyncio.Event()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "lifespan":
-            raise NotImplementedError
+        refuse_lifespan(scope)
         try:
             await asyncio.Event().wait()
         finally:
@@ -336,7 +349,7 @@ async def test_a_starlette_websocket_runs(host_world: World, folder: str) -> Non
             await socket.send(b"abc")
             assert [await socket.recv(), await socket.recv()] == ["HELLO", b"cba"]
             assert socket.subprotocol == "chat" and socket.response is not None and socket.response.headers["x-from"] == "shop"
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             await shop.gone.wait()
         async with ws_client.unix_connect(f"{folder}/http", "ws://localhost/ws", compression=None) as socket:
             await socket.send("close")
@@ -366,8 +379,7 @@ class Deaf:
         self.ended = asyncio.Event()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "lifespan":
-            raise NotImplementedError
+        refuse_lifespan(scope)
         self.n_begun += 1
         try:
             await send({"type": "websocket.accept", **self.fields})
@@ -391,14 +403,13 @@ async def test_an_application_does_not_outlive_its_websocket_for_ever(sim_world:
     async with running(sim_world.world, deaf, folder, orphan_s=1.0) as site:
         async with peer_of(site, WEBSOCKET + b"\r\n") as peer:
             await peer.until(lambda data: b"\r\n\r\n" in data)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             await deaf.ended.wait()
 
 
 async def test_a_body_that_is_no_bytes_is_a_bug(sim_world: SimWorld, folder: str) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "lifespan":
-            raise NotImplementedError
+        refuse_lifespan(scope)
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": 1 << 20})
 
@@ -408,8 +419,7 @@ async def test_a_body_that_is_no_bytes_is_a_bug(sim_world: SimWorld, folder: str
 
 async def test_pieces_sent_by_two_tasks_at_once_all_arrive(world: World, folder: str) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "lifespan":
-            raise NotImplementedError
+        refuse_lifespan(scope)
         await send({"type": "http.response.start", "status": 200, "headers": []})
         piece = {"type": "http.response.body", "body": b"x", "more_body": True}
         await asyncio.gather(*(send(piece) for _ in range(5)))

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.row("S13")
 # --- connections ------------------------------------------------------------------------------------------------------------------------
 
 
-async def test_connections_are_reused_bounded_and_reaped(world: World) -> None:
+async def test_connections_are_reused_and_bounded(world: World) -> None:
     held: list[Peer] = []
 
     def script(peer: Peer, seen: Seen) -> None:
@@ -35,7 +35,7 @@ async def test_connections_are_reused_bounded_and_reaped(world: World) -> None:
         if seen.target != "/hold":
             peer.answer(200, b"ok")
 
-    limits = ClientLimits(connections_max=2, waiting_max=3, idle_s=1.0)
+    limits = ClientLimits(connections_max=2, waiting_max=3)
     async with scripted(world, script) as stage, open_client(world, limits=limits) as client:
         for _ in range(5):
             await (await client.get(stage.url())).read()
@@ -52,6 +52,14 @@ async def test_connections_are_reused_bounded_and_reaped(world: World) -> None:
             del held[5:]
             await asyncio.sleep(0.001)
         assert len(stage.peers) <= 3  # the cancelled request may have had one of the two
+
+
+async def test_idle_connections_are_reaped(world: World) -> None:
+    async with (
+        scripted(world, lambda peer, _: peer.answer(200, b"ok")) as stage,
+        open_client(world, limits=ClientLimits(idle_s=0.1)) as client,
+    ):
+        await (await client.get(stage.url())).read()
         await stage.wait(lambda: all(peer.is_lost for peer in stage.peers))
         assert client.statistics()[-3:] == (0, 0, 0)
 
@@ -134,6 +142,7 @@ async def test_a_closed_client(world: World) -> None:
 # --- time -------------------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.virtual_time
 async def test_deadlines(world: World) -> None:
     def script(peer: Peer, seen: Seen) -> None:
         if seen.target == "/drip":

@@ -196,7 +196,7 @@ async def test_a_stream_is_closed_when_the_peer_goes(world: World, folder: str) 
     async with serving(world, lambda _: Response(200, (), pieces()), folder) as site:
         async with peer_of(site, GET) as peer:
             await peer.until_count(b"tick", 3)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             await closed.wait()
 
 
@@ -214,7 +214,7 @@ async def test_a_coroutine_is_cancelled_when_the_peer_goes(world: World, folder:
     async with serving(world, handler, folder, GONE) as site:
         async with peer_of(site, GET):
             await began.wait()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             await cancelled.wait()
         assert site.events("http.handler_failed") == []
 
@@ -239,7 +239,7 @@ async def test_a_peer_that_hangs_up_at_once_leaves_nothing(world: World, folder:
         for _ in range(20):
             async with peer_of(site, GET):
                 pass
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             while site.server.statistics().n_accepted < 20 or site.server.statistics().n_connections:
                 await asyncio.sleep(0.005)
 

@@ -163,7 +163,7 @@ async def test_a_peer_that_reads_slowly_but_steadily_gets_all(sim_world: SimWorl
 
 
 async def test_one_connection_too_many_is_a_503(world: World, folder: str) -> None:
-    async with serving(world, hello, folder, HttpLimits(connections_max=2, linger_s=0.05)) as site:
+    async with serving(world, hello, folder, HttpLimits(connections_max=2, linger_s=20)) as site:
         async with peer_of(site, GET) as first, peer_of(site, GET) as second:
             await first.until_count(b"hello", 1)
             await second.until_count(b"hello", 1)

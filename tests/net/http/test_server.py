@@ -60,7 +60,7 @@ async def test_a_connection_can_be_handed_over(world: World, folder: str, is_lat
             data = await peer.until(lambda data: data.endswith(b"LATE"))
             assert site.server.statistics().n_connections == 1
         head, _, rest = data.partition(b"\r\n\r\n")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             while site.server.statistics().n_connections:
                 await asyncio.sleep(0.005)
         assert site.server.statistics().n_upgrades == 1
@@ -226,7 +226,7 @@ async def test_https(world: World) -> None:
     async def handler(request: Request) -> Response:
         return Response.text(f"{request.scheme} {len(await request.read())} " + "y" * 500_000)
 
-    server = HttpServer(world, handler, logger=Logger(lambda _: None, world.clock), metrics=Registry(), limits=HttpLimits(linger_s=0.2))
+    server = HttpServer(world, handler, logger=Logger(lambda _: None, world.clock), metrics=Registry(), limits=HttpLimits(linger_s=20))
     listener = await server.listen(TcpAddress("127.0.0.1", 0), tls=ServerTls(server_material()))
     tls = ClientTls(client_material(), server_name="localhost")
     answers: list[bytes] = []

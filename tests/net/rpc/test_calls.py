@@ -96,6 +96,7 @@ async def test_an_unknown_method_does_not_end_the_connection(world: World, folde
         await client.close()
 
 
+@pytest.mark.virtual_time
 async def test_a_deadline_cancels_the_handler(world: World, folder: str) -> None:
     async with serve(world, folder) as stage:
         client = await stage.connect()
@@ -107,6 +108,7 @@ async def test_a_deadline_cancels_the_handler(world: World, folder: str) -> None
         await client.close()
 
 
+@pytest.mark.virtual_time
 async def test_the_server_keeps_the_deadline_for_a_client_that_does_not(world: World, folder: str) -> None:
     async with serve(world, folder) as stage, raw_peer(stage, HELLO, f.Request(1, "test.stubborn", 20, Text())) as peer:
         (frame,) = await peer.wait_frames(1)
@@ -117,6 +119,7 @@ async def test_the_server_keeps_the_deadline_for_a_client_that_does_not(world: W
         assert peer.frames == [frame]  # and what it returned later was dropped
 
 
+@pytest.mark.virtual_time
 async def test_late_answers_are_dropped(world: World, folder: str) -> None:
     async with serve(world, folder) as stage:
         client = await stage.connect()

@@ -237,9 +237,8 @@ async def test_a_notice_is_served_and_never_answered(world: World, folder: str, 
         for number in range(5):
             await client.notify(NOTE, Text(str(number)))
         await client.notify(FAIL, Text())
-        await client.notify(HANG, Text("n"), timeout_s=0.05)
         await client.notify(BLOB, bytes(100_000))
-        await stage.service.wait_event("hang ends n")
+        await stage.service.wait_event("noted 4 True")
         assert [event for event in stage.service.events if event.startswith("noted")] == [f"noted {n} True" for n in range(5)]
         assert await client.call(ECHO, Text("fine")) == Text("fine")
         assert not client._waiting
@@ -247,6 +246,16 @@ async def test_a_notice_is_served_and_never_answered(world: World, folder: str, 
         await stage.wait_calls_open(0)
         assert stage.value("isopod_rpc_calls_total", method="test.note", outcome="ok") == 5
         assert stage.value("isopod_rpc_calls_total", method="test.fail", outcome="error") == 1
+        await client.close()
+
+
+@pytest.mark.virtual_time
+async def test_a_notice_has_a_deadline_there(world: World, folder: str) -> None:
+    async with serve(world, folder) as stage:
+        client = await stage.connect()
+        await client.notify(HANG, Text("n"), timeout_s=0.05)
+        await stage.service.wait_event("hang ends n")
+        await stage.wait_calls_open(0)
         await client.close()
 
 
@@ -369,6 +378,7 @@ class Relay:
                 end.transport.abort()
 
 
+@pytest.mark.virtual_time
 async def test_a_peer_behind_a_stalled_proxy_is_given_up_by_both(world: World, folder: str) -> None:
     limits = RpcLimits(heartbeat_s=0.05)
     async with serve(world, folder, limits) as stage:

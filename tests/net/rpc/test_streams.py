@@ -120,6 +120,7 @@ async def test_leaving_early_withdraws_the_call(world: World, folder: str) -> No
         await client.close()
 
 
+@pytest.mark.virtual_time
 async def test_an_open_call_has_a_deadline_if_asked(world: World, folder: str) -> None:
     async with serve(world, folder) as stage:
         client = await stage.connect()

@@ -66,6 +66,7 @@ async def test_a_silent_peer_is_dropped(world: World, folder: str) -> None:
         assert "no hello within 0.05 s" in peer.frames[0].message
 
 
+@pytest.mark.virtual_time
 async def test_a_peer_that_introduced_itself_may_be_silent(world: World, folder: str) -> None:
     async with serve(world, folder, RpcLimits(hello_timeout_s=0.05)) as stage, raw_peer(stage, HELLO) as peer:
         await asyncio.sleep(0.2)
@@ -206,6 +207,7 @@ async def test_an_item_over_the_bytes_in_flight_ends_its_call_only(world: World,
             await stage.wait_calls_open(0)
 
 
+@pytest.mark.virtual_time
 async def test_a_deadline_of_the_client_withdraws_the_call(world: World, folder: str) -> None:
     address = UnixAddress(f"{folder}/slow.sock")
     server = FakeServer(f.encode_hello(f.Hello((1, 1), "slow")))

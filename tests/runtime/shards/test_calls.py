@@ -144,6 +144,7 @@ async def test_calls_nested_too_deep_are_refused(world: World) -> None:
             await submit_to(1, p.BOUNCE, p.Bounce(20, 0, 1))
 
 
+@pytest.mark.virtual_time
 async def test_credits_bound_what_runs_over_there(world: World) -> None:
     few, others = SmpServiceGroup("few", 3), SmpServiceGroup("others", 3)
     async with shards(world, 2) as rig:
@@ -201,6 +202,6 @@ async def test_large_messages_pass_and_too_large_ones_are_refused(world: World) 
 
 
 async def _until_cancelled(n_calls: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(40):
         while (await submit_to(1, p.SEEN, p.Text())).values[1] < n_calls:
             await asyncio.sleep(0.01)

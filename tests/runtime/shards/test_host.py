@@ -72,12 +72,16 @@ def test_a_session_without_a_script_says_so() -> None:
 
 
 @pytest.mark.host
-async def test_idle_shards_use_no_processor_time(host_world: World) -> None:
+async def test_idle_shards_sleep(host_world: World) -> None:
+    """One that asks again and again is runnable whenever somebody looks, also where it gets no processor; an idle one hardly ever."""
     async with shards(host_world, 3):
         pids = [(await submit_to(shard, p.WHO, p.Text())).values[2] for shard in (1, 2)]
-        before = [_cpu_ticks(pid) for pid in pids]
-        await asyncio.sleep(1.0)
-        assert [_cpu_ticks(pid) - each for pid, each in zip(pids, before, strict=True)] == [0, 0]
+        await asyncio.sleep(0.1)
+        n_runnable = 0
+        for _ in range(50):
+            n_runnable += sum(_is_runnable(pid) for pid in pids)
+            await asyncio.sleep(0.01)
+        assert n_runnable < 10
 
 
 @pytest.mark.host
@@ -135,7 +139,7 @@ async def test_a_thousand_calls_of_each_to_each_leave_nothing(host_world: World)
         for call in calls[::7]:
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             while any(lane.calls_in_flight for lane in rig.smp.statistics().lanes):
                 await asyncio.sleep(0.01)
         for each in await rig.service.statistics():
@@ -160,6 +164,7 @@ async def _any_call(number: int) -> None:
         await submit_to(shard, p.ECHO, p.Text("x" * (number * 7 % 9000)))
 
 
-def _cpu_ticks(pid: int) -> int:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return int(fields[11]) + int(fields[12])
+def _is_runnable(pid: int) -> bool:
+    """Return whether a process runs or wants to (proc(5), stat: the state behind the name)."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        return file.read().rpartition(b") ")[2][:1] == b"R"

@@ -25,7 +25,7 @@ async def test_an_instance_on_every_shard(world: World) -> None:
         assert await counter.map_reduce(lambda each: each.value_of(), operator.add, 1000) == 1000 + 101 + 106 + 108
         assert await counter.on_all(lambda each: each.where()) == [(0, "label"), (1, "label"), (2, "label")]
         assert await counter.on(2).sum_of_all() == 101 + 106 + 108, "an instance reaches the others"
-        assert await counter.on(1, timeout_s=1, group=SmpServiceGroup("own", 1)).value_of() == 106
+        assert await counter.on(1, timeout_s=50, group=SmpServiceGroup("own", 1)).value_of() == 106
         await counter.stop()
         await counter.stop()
         with pytest.raises(NotFound):

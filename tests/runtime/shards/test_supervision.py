@@ -26,7 +26,7 @@ async def kill(world: World, shard: int) -> int:
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(40):
         while not await condition():
             await asyncio.sleep(0.01)
 
@@ -106,7 +106,7 @@ async def test_the_pause_grows_and_varies(world: World) -> None:
         downs = [at for state, at in events if state == "down"]
         ups = [at for state, at in events if state == "up"][1:]
         pauses = [up - down for down, up in zip(downs, ups, strict=True)]
-        start_s = 0.1 if world.name == "sim" else 3.0
+        start_s = 0.1 if world.name == "sim" else 30.0
         assert unit_s / 2 <= pauses[0] <= unit_s + start_s
         assert unit_s <= pauses[1] <= 2 * unit_s + start_s
 
@@ -158,6 +158,7 @@ async def test_stopping_while_calls_run(world: World) -> None:
         await smp.submit_to(1, p.WHO, p.Text())
 
 
+@pytest.mark.virtual_time
 async def test_an_orderly_end_is_no_news_and_all_calls_get_their_grace_at_once(world: World) -> None:
     async with shards(world, 4, stop_grace_s=1.0) as rig:
         calls = [asyncio.ensure_future(submit_to(1, p.RELAY_SLEEP, p.Text("3600"), timeout_s=7200))]

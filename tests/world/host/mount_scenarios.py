@@ -1,11 +1,12 @@
 """What must hold of the private mount namespace. Each scenario runs enclosed (see enclosed.py) and starts nodes (see mount_node.py)."""
 
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
@@ -167,15 +168,14 @@ def what_a_crash_leaves_is_repaired(folder: str) -> None:
         assert host_mounts(folder) == [], n_steps
 
 
-def a_node_killed_at_any_moment_of_preparing_leaves_it_repairable(folder: str) -> None:
+def a_node_killed_at_any_moment_of_preparing_leaves_it_repairable(folder: str, *, n_calls: int) -> None:
     pin, _ = _places(folder)
-    for n_calls in range(1, 14):
-        _prepare_and_die_at(pin, n_calls)
-        with node() as inside:
-            inside.ask("prepare", pin)
-            assert host_mounts(folder) == [os.path.dirname(pin), pin], n_calls
-            inside.ask("release", pin)
-        assert host_mounts(folder) == [], n_calls
+    _prepare_and_die_at(pin, n_calls)
+    with node() as inside:
+        inside.ask("prepare", pin)
+        assert host_mounts(folder) == [os.path.dirname(pin), pin]
+        inside.ask("release", pin)
+    assert host_mounts(folder) == []
 
 
 def a_file_system_mounted_by_the_user_at_the_folder_is_kept(folder: str) -> None:
@@ -215,12 +215,12 @@ def _prepare_and_die_at(pin: str, n_calls: int) -> None:
         "    setattr(os, name, dying(getattr(os, name)))\n"
         "mountspace.enter(sys.argv[1])\n"
     )
-    done = subprocess.run([sys.executable, "-c", program, pin, str(n_calls)], capture_output=True, text=True, timeout=10, check=False)
+    done = subprocess.run([sys.executable, "-c", program, pin, str(n_calls)], capture_output=True, text=True, timeout=40, check=False)
     told = done.stderr.strip().splitlines()[-1:]  # where the child was the one to die, the parent says so
     assert done.returncode in (0, -signal.SIGKILL) or told[0].startswith(("ChildProcessError", "FileNotFoundError")), done.stderr
 
 
-SCENARIOS: Final[dict[str, Callable[[str], None]]] = {
+SCENARIOS: Final[Mapping[str, Callable[[str], None]]] = {
     scenario.__name__: scenario
     for scenario in (
         a_second_node_enters_the_same_namespace,
@@ -230,9 +230,13 @@ SCENARIOS: Final[dict[str, Callable[[str], None]]] = {
         releasing_works_with_threads_and_twice,
         releasing_without_having_entered,
         what_a_crash_leaves_is_repaired,
-        a_node_killed_at_any_moment_of_preparing_leaves_it_repairable,
         a_file_system_mounted_by_the_user_at_the_folder_is_kept,
     )
+} | {
+    f"a_node_killed_before_call_{n_calls}_of_preparing_leaves_it_repairable": functools.partial(
+        a_node_killed_at_any_moment_of_preparing_leaves_it_repairable, n_calls=n_calls
+    )
+    for n_calls in range(1, 14)
 }
 
 if __name__ == "__main__":

@@ -220,7 +220,7 @@ async def test_too_many_unread_names_become_one(folder: str) -> None:
     watch = FolderWatch(folder, n_names_max=8)
     for index in range(30):
         os.close(os.open(f"{folder}/{index}", os.O_CREAT | os.O_WRONLY))
-    assert await asyncio.wait_for(anext(watch), 5) == ""
+    assert await asyncio.wait_for(anext(watch), 40) == ""
     watch.close()
     with pytest.raises(StopAsyncIteration):
         while True:

@@ -55,7 +55,7 @@ async def test_sending_packets_waits_for_the_reader(host_world: World, folder: s
             assert not sending.done()
             peer.setblocking(False)
             received: list[int] = []
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(40):
                 while len(received) < 200:
                     try:
                         received.append(int.from_bytes(peer.recv(1 << 16)[:4], "big"))
@@ -229,7 +229,7 @@ async def send_numbered(send: Callable[[bytes], Awaitable[None]], n_packets: int
 
 
 async def first_sight(world: World, folder: str, modes: list[tuple[int, int]]) -> None:
-    async with world.disk.watch(folder) as watch, asyncio.timeout(10):
+    async with world.disk.watch(folder) as watch, asyncio.timeout(40):
         async for name in watch:
             if name == "s":
                 found = os.stat(f"{folder}/s")

@@ -7,7 +7,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -65,14 +64,14 @@ async def test_run_is_bounded_in_time_and_kills_the_whole_session(host_world: Wo
     with pytest.raises(DeadlineExceeded, match="sh took longer than"):
         await host_world.processes.run([SH, "-c", "sleep 987 & sleep 987"], timeout_s=0.2)
     assert n_descriptors() == before
-    async with asyncio.timeout(10):  # who is killed but not our child may take a moment to be gone
+    async with asyncio.timeout(40):  # who is killed but not our child may take a moment to be gone
         while any("987" in argv for _, argv in host_world.processes.find("/bin/sleep")):
             await asyncio.sleep(0.001)
 
 
 async def test_a_cancelled_run_is_killed_and_reaped(host_world: World, folder: str) -> None:
     task = asyncio.ensure_future(host_world.processes.run([SH, "-c", f"echo $$ > {folder}/pid; exec sleep 986"]))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(40):
         while not (os.path.exists(f"{folder}/pid") and os.stat(f"{folder}/pid").st_size):
             await asyncio.sleep(0.005)
     pid = int(await host_world.disk.read(f"{folder}/pid"))
@@ -83,12 +82,10 @@ async def test_a_cancelled_run_is_killed_and_reaped(host_world: World, folder: s
 
 
 async def test_run_does_not_wait_for_a_helper_that_keeps_the_output_open(host_world: World) -> None:
-    started_s = time.monotonic()
-    done = await host_world.processes.run([SH, "-c", "echo out; sleep 3 & echo $!"])
-    assert time.monotonic() - started_s < 2
+    done = await host_world.processes.run([SH, "-c", "echo out; sleep 985 & echo $!"])
     helper = int(done.stdout.split()[1])
     assert done.stdout.startswith(b"out\n")
-    os.kill(helper, signal.SIGKILL)
+    os.kill(helper, signal.SIGKILL)  # it was there
 
 
 async def test_a_spawned_program_talks_through_its_pipes(host_world: World) -> None:
@@ -162,14 +159,14 @@ async def test_closing_a_pipe_wakes_its_reader(host_world: World) -> None:
 
 async def test_waiting_for_one_who_is_not_our_child(host_world: World) -> None:
     done = await host_world.processes.run([SH, "-c", "setsid sleep 60 >/dev/null 2>&1 & echo $!"])
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(40):
         while (stranger := host_world.processes.identify(int(done.stdout))) is None:
             await asyncio.sleep(0.005)
     waiting = asyncio.ensure_future(host_world.processes.wait_gone(stranger))
     await asyncio.sleep(0.02)
     assert not waiting.done()
     assert host_world.processes.signal(stranger, signal.SIGKILL)
-    await asyncio.wait_for(waiting, 10)
+    await asyncio.wait_for(waiting, 40)
     assert host_world.processes.identify(stranger.pid) is None
 
 
@@ -197,7 +194,7 @@ async def test_a_zombie_is_gone(host_world: World) -> None:
 async def test_find_lists_by_the_program_s_own_word(host_world: World) -> None:
     name = "/bin/sleep"
     children = [await host_world.processes.spawn([name, "61.5"], env={}) for _ in range(2)]
-    async with asyncio.timeout(10):  # the kernel shows a new program's arguments a moment after its exec has been reported
+    async with asyncio.timeout(40):  # the kernel shows a new program's arguments a moment after its exec has been reported
         while len(found := [(identity, list(argv)) for identity, argv in host_world.processes.find(name) if "61.5" in argv]) < 2:
             await asyncio.sleep(0.001)
     assert found == sorted((child.identity, [name, "61.5"]) for child in children)
@@ -230,7 +227,7 @@ async def test_find_believes_the_file_that_runs_and_no_argument(host_world: Worl
     inside = subprocess.Popen(["unshare", "--pid", "--fork", "--kill-child", sleep, "300"])
     honest = await processes.spawn([sleep, "300"], env={})
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             while (honest.identity, [sleep, "300"]) not in processes.find(sleep) or arguments_of(liar.pid) != [sleep]:
                 await asyncio.sleep(0.01)
             while [arguments_of(pid) for pid in children_of(inside.pid)] != [[sleep, "300"]] or arguments_of(other.pid) != [sleep, "301"]:

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from typing import Final
 
 import pytest
@@ -138,7 +137,7 @@ async def test_closing_tells_everybody_who_waits(folder: str) -> None:
         await asyncio.sleep(0)
         tasks[0].cancel()
         io.close()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             done = await asyncio.gather(*tasks, return_exceptions=True)
         assert {type(each) for each in done} == {asyncio.CancelledError}
         assert io.tally.n_in_flight == 0
@@ -151,12 +150,11 @@ async def test_closing_tells_everybody_who_waits(folder: str) -> None:
 async def test_a_cancelled_batch_ends_when_all_of_its_threads_have() -> None:
     """Its caller closes the descriptor then; a thread that goes on would read somebody else's file."""
     workers = Workers()
-    begun, go_on, ended = [threading.Event() for _ in range(3)], threading.Event(), list[int]()
+    begun, go_on, ended = [threading.Event() for _ in range(3)], [threading.Event() for _ in range(3)], list[int]()
 
     def call(number: int) -> None:
         begun[number].set()
-        go_on.wait(10)
-        time.sleep(0.05 * number)  # one after another
+        go_on[number].wait(50)
         ended.append(number)
 
     try:
@@ -164,12 +162,18 @@ async def test_a_cancelled_batch_ends_when_all_of_its_threads_have() -> None:
         while not all(each.is_set() for each in begun):
             await asyncio.sleep(0.001)
         task.cancel()
-        await asyncio.sleep(0)
-        go_on.set()
+        for number in range(3):
+            await asyncio.sleep(0)
+            assert not task.done()
+            go_on[number].set()
+            while len(ended) == number:
+                await asyncio.sleep(0.001)
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert sorted(ended) == [0, 1, 2]
+        assert ended == [0, 1, 2]
     finally:
+        for each in go_on:
+            each.set()
         workers.close()
 
 
@@ -185,7 +189,7 @@ async def test_a_cancellation_that_meets_the_completion_is_not_lost(folder: str)
                 for _ in range(turns):
                     await asyncio.sleep(0)
                 task.cancel()
-                await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), 5)
+                await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), 40)
         assert io.tally.n_in_flight == 0
     finally:
         io.close()

@@ -1,6 +1,6 @@
 """RPC: typed methods over one connection, with deadlines, cancellation, streams both ways, notices and heartbeats (docs/protocol.md)."""
 
-from isopod.net.rpc.call import Call, Handler
+from isopod.net.rpc.call import Call, Handler, Later
 from isopod.net.rpc.client import Client
 from isopod.net.rpc.client_call import ClientCall
 from isopod.net.rpc.codes import RpcErrorCode, error_from_number, number_of
@@ -15,6 +15,7 @@ __all__ = [
     "Client",
     "ClientCall",
     "Handler",
+    "Later",
     "ReconnectingClient",
     "ReflectRequest",
     "Reflection",

@@ -1,7 +1,7 @@
 """Call: one call, as its handler sees it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from typing import Any, Generic, Protocol, TypeVar
 
 from isopod.net.rpc.streams import Inbox, Outbox
@@ -38,6 +38,69 @@ class Caller(Protocol):
         """The same by the World's clock."""
 
 
+class Later:
+    """A reply that comes later, without a task: what a plain handler may return instead of it. Settled like a future, by whoever has the
+    reply; who asked hears of it in that very moment, not in a later turn of the loop. In the own process it can be awaited.
+    """
+
+    __slots__ = ("_error", "_is_done", "_result", "_then")
+
+    def __init__(self) -> None:
+        self._is_done = False
+        self._result: Any = None
+        self._error: BaseException | None = None
+        self._then: Callable[[Any, BaseException | None], object] | None = None
+
+    def done(self) -> bool:
+        """Return whether it is settled, or nobody waits any more."""
+        return self._is_done
+
+    def set_result(self, result: Any) -> None:  # of whatever the method replies
+        """Reply. Ignored once it is done."""
+        self._settle(result, None)
+
+    def set_exception(self, error: BaseException) -> None:
+        """Fail. Ignored once it is done."""
+        self._settle(None, error)
+
+    def cancel(self) -> None:
+        """Note that nobody waits any more."""
+        self._settle(None, asyncio.CancelledError())
+
+    def then(self, callback: Callable[[Any, BaseException | None], object]) -> None:
+        """Have the one callback called with the reply or the failure; at once if it is done. It must not raise."""
+        if self._is_done:
+            callback(self._result, self._error)
+        else:
+            self._then = callback
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        """Wait for the reply."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+        def settle(result: Any, error: BaseException | None) -> None:
+            if future.done():
+                return
+            if error is None:
+                future.set_result(result)
+            elif isinstance(error, asyncio.CancelledError):
+                future.cancel()
+            else:
+                future.set_exception(error)
+
+        self.then(settle)
+        return (yield from future)
+
+    def _settle(self, result: Any, error: BaseException | None) -> None:
+        if self._is_done:
+            return
+        self._is_done = True
+        self._result, self._error = result, error
+        then, self._then = self._then, None
+        if then is not None:
+            then(result, error)
+
+
 class Call(Generic[In, Out]):
     """One call, as its handler sees it. `In` are the items the caller streams, `Out` those it gets."""
 
@@ -45,6 +108,7 @@ class Call(Generic[In, Out]):
     expires_at: float | None = None
     """The loop's time at which the caller stops waiting, None if it waits for ever."""
     task: "asyncio.Task[Any] | None" = None
+    later: Later | None = None
     ended_by: IsopodError | None = None
     is_answered = False
     is_waiting = False
@@ -122,6 +186,8 @@ class Call(Generic[In, Out]):
             self._outbox.fail(error)
         if self.task is not None:
             self.task.cancel()
+        elif self.later is not None:
+            self.later.cancel()
 
     def on_frame(self, frame: f.Frame, n_bytes: int) -> int:
         """Take a frame of this call's streams; return how many bytes it keeps.
@@ -157,5 +223,6 @@ AnyCall = Call[Any, Any]  # of whatever its method streams
 Handler = Callable[[Call[In, Out], Any], Awaitable[Any]]
 """`async def handler(call, request) -> reply`, with the types of its method."""
 AnyHandler = Callable[[AnyCall, Any], Any]
-"""An `async def`, or a plain function: one that returns its reply is the fast path, without a task; it may return an awaitable instead."""
+"""An `async def`, or a plain function: one that returns its reply is the fast path, without a task; it may return a `Later`, or any other
+awaitable, instead."""
 AnyMethod = Method[Any, Any]

@@ -30,6 +30,8 @@ _NEVER: Final = 1 << 62
 _PACK_LENGTH: Final = f.pack_length
 _LENGTH_BYTES: Final = f.LENGTH_BYTES
 _JSON_PLAIN_MAX: Final = -1
+PACKED_BYTES_MAX: Final = min(RAW_BYTES_MIN, THRESHOLD_BYTES) // 2
+"""Bodies from here on are sent in the long way: they may be compressed, or go raw."""
 
 
 class Side(Protocol):
@@ -73,6 +75,13 @@ class Connection(asyncio.Protocol):
             bounds its memory. Never on both ends, or they could wait for each other.
         encoding: Of a client.
     """
+
+    # CPython keeps no more than 30 attributes of an object in place; the rest of the hot path would look all of them up in a dictionary.
+    __slots__ = (
+        "_decoder", "_encode", "_error", "_flush_is_due", "_gone", "_has_backlog", "_has_bulk", "_has_greeted", "_heartbeat", "_is_full",
+        "_is_ready", "_is_server", "_limits", "_n_out", "_on_bytes", "_on_frame", "_out", "_own_hello", "_plain_max", "_side", "_timer",
+        "_transport", "_zstd", "features", "is_gone", "is_write_paused", "loop", "must_pause", "peer", "raw_bytes_min", "writable",
+    )  # fmt: skip
 
     def __init__(self, side: Side, *, limits: RpcLimits, is_server: bool, encoding: f.Encoding = "msgpack") -> None:
         self.loop = asyncio.get_running_loop()
@@ -196,6 +205,30 @@ class Connection(asyncio.Protocol):
         else:
             self.send((*frame, body))
         self.flush()
+
+    def send_packed(self, prefix: f.Prefix, parts: tuple[bytes, ...]) -> None:
+        """Do as `send_now` for a sender that says the same again and again, but for the body.
+
+        Args:
+            prefix: The frame up to its body.
+            parts: The body, to be joined.
+
+        Raises:
+            TooLarge: It is over 1 MiB.
+        """
+        n_body = sum(map(len, parts))
+        transport = self._transport
+        if self._out or n_body >= PACKED_BYTES_MAX or transport is None or self._plain_max == _JSON_PLAIN_MAX:
+            self.send_now(prefix.frame, b"".join(parts))
+        elif not transport.is_closing():
+            head = f.bytes_head(n_body)
+            transport.write(b"".join((_PACK_LENGTH(len(prefix.packed) + len(head) + n_body), prefix.packed, head, *parts)))
+            if self.is_write_paused:
+                self._check_unread(transport)
+
+    def hold(self) -> None:
+        """Have what is sent from now on wait for `flush`, which the caller promises to call in this very moment of the loop."""
+        self._flush_is_due = True
 
     def flush(self) -> None:
         """Write what this turn of the loop produced, in one piece."""
@@ -338,7 +371,9 @@ class Connection(asyncio.Protocol):
             self.fail(ProtocolViolation(self.peer, error.why))
         except ProtocolViolation as error:
             self.fail(error)
-        self.flush()
+        if self._out:
+            self.flush()
+        self._flush_is_due = False
         if self._error is not None:
             return
         if has_more or self.must_pause:

@@ -12,6 +12,7 @@ import asyncio
 import inspect
 from collections.abc import Iterable, Mapping
 from functools import partial
+from typing import Final
 
 import msgspec
 
@@ -32,6 +33,9 @@ from isopod.world.network import Address, Listener, PeerIdentity, ServerTls, Tcp
 from isopod.world.world import World
 
 __all__ = ["Call", "Handler", "Server"]
+
+PUBLISH_S: Final = 1.0
+"""What other processes see of the metrics is at most so old."""
 
 
 class Server:
@@ -85,6 +89,8 @@ class Server:
         self.held_bytes = 0
         """Of all connections: requests being served, items not taken, and what was written but not read by its peer."""
         self._meters: list[Meter] = []
+        self._publishing: asyncio.TimerHandle | None = None
+        self._remove_hook = metrics.before_snapshot(self._publish)
         self._loop = asyncio.get_running_loop()
         self._sessions: dict[int, Session] = {}
         self._n_sessions = 0
@@ -172,6 +178,8 @@ class Server:
         for session in list(self._sessions.values()):
             await session.connection.wait_gone()
         self._publish()
+        self._remove_hook()
+        self._remove_hook = _nothing
 
     # --- what sessions call -------------------------------------------------------------------------------------------
 
@@ -208,11 +216,11 @@ class Server:
         return self._json_verbs
 
     def note(self, meter: Meter) -> None:
-        """Publish what a meter added up, at the end of this turn of the loop."""
+        """Publish what a meter added up: when somebody looks, or soon."""
         meter.is_noted = True
         self._meters.append(meter)
-        if len(self._meters) == 1:
-            self._loop.call_soon(self._publish)
+        if self._publishing is None:
+            self._publishing = self._loop.call_later(PUBLISH_S, self._publish)
 
     def forget(self, number: int) -> None:
         """A session is over, and none of its handlers runs."""
@@ -222,6 +230,9 @@ class Server:
     # --- inside -------------------------------------------------------------------------------------------------------
 
     def _publish(self) -> None:
+        if self._publishing is not None:
+            self._publishing.cancel()
+            self._publishing = None
         meters, self._meters = self._meters, []
         for meter in meters:
             meter.publish()
@@ -257,6 +268,10 @@ def refuse_plaintext(address: Address, *, secured: bool, plaintext: bool) -> Non
     if isinstance(address, TcpAddress) and not secured and not plaintext:
         hint = "pass tls=..., or plaintext=True on a link where nobody else listens"
         raise InvalidArgument("address", f"{address.host}:{address.port}", "RPC over TCP needs TLS", hint)
+
+
+def _nothing() -> None:
+    """The hook was taken off."""
 
 
 class _OwnProcess:

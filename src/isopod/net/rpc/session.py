@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Awaitable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from isopod.net.rpc.call import AnyCall, Call
+from isopod.net.rpc.call import AnyCall, Call, Later
 from isopod.net.rpc.codec import DECODE_ERRORS
 from isopod.net.rpc.connection import Connection, error_frame
 from isopod.net.rpc.deadlines import Deadlines
@@ -231,6 +231,8 @@ class Session:
             return
         if type(reply) is verb.method.reply or not isinstance(reply, Awaitable):
             self._reply(call, verb, reply)
+        elif type(reply) is Later:
+            self._serve_later(call, verb, reply, n_bytes)
         elif (refusal := self._excess(n_bytes)) is not None:
             drop(reply)
             refusal.retry_after_s = None  # it was begun
@@ -238,6 +240,28 @@ class Session:
         else:
             self._enter(call, n_bytes)
             self._runner.add(call, verb, None, reply)
+
+    def _serve_later(self, call: AnyCall, verb: Verb, later: Later, n_bytes: int) -> None:
+        """Answer when a plain function's reply comes."""
+        refusal = self._excess(n_bytes)
+        if refusal is not None:
+            later.cancel()
+            refusal.retry_after_s = None  # it was begun
+            self._reply_error(call, verb, refusal)
+            return
+        self._enter(call, n_bytes)
+        call.later = later
+        self._on_waiting(call, verb)
+
+        def settle(reply: object, error: BaseException | None) -> None:
+            is_last = len(self.calls) == 1
+            if is_last:
+                self.connection.hold()  # nothing else would travel with it
+            self._settle(call, verb, reply, error)
+            if is_last:
+                self.connection.flush()
+
+        later.then(settle)
 
     def _serve_soon(self, frame: AnyRequest, verb: Verb, n_bytes: int) -> None:
         """Have a coroutine called."""
@@ -466,10 +490,8 @@ class Session:
         if type(reply) is not verb.method.reply and isinstance(reply, Awaitable):
             self._enter(call, n_bytes)
             self._runner.add(call, verb, None, reply)
-        elif self._is_logging:
+        else:
             self._reply(call, verb, reply)
-        else:  # counted at once: for a notice alone it is not worth a turn of the loop
-            verb.meter.count("ok", self._now_ns() - call.started_ns)
 
     def _hold(self, n_bytes: int, call: AnyCall) -> None:
         """Account for a queued item; one that is too much ends its call, not the connection."""

@@ -131,8 +131,10 @@ def remove(path: str) -> None:
 
 
 def open_private(path: str) -> int:
-    """Return a descriptor of an emptied or new file that only its owner may read, opened for writing; the caller closes it."""
-    return posix.open(path, posix.O_WRONLY | posix.O_CREAT | posix.O_TRUNC | posix.O_CLOEXEC | posix.O_NOFOLLOW, 0o600)
+    """Return a descriptor of a new file that only we may read, opened for writing; the caller closes it. One that is there is removed: it
+    may be somebody else's, who would read what is written."""
+    remove(path)
+    return posix.open(path, posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC | posix.O_NOFOLLOW, 0o600)
 
 
 def is_folder(path: str) -> bool:

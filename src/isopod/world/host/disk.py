@@ -196,6 +196,19 @@ class HostDisk:
             raise
         return HostFile(fd, self._workers)
 
+    async def lock_shared(self, path: str) -> OpenFile | None:
+        """See `Disk.lock_shared`."""
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        except BaseException:
+            os.close(fd)
+            raise
+        return HostFile(fd, self._workers)
+
     async def unpack_layer(
         self,
         source: str,

@@ -14,9 +14,11 @@ from isopod.world.errors import ToolMissing
 from isopod.world.host import mountspace
 from isopod.world.host.processes import HostProcesses
 from isopod.world.host.workers import Workers
+from isopod.world.processes import ProcessIdentity
 
 NFT_TIMEOUT_S: Final = 20.0
 IP_FORWARD: Final = "/proc/sys/net/ipv4/ip_forward"
+OWN_NAMESPACE: Final = "/proc/self/ns/net"
 
 
 class HostLinks:
@@ -29,6 +31,10 @@ class HostLinks:
     async def create_namespace(self, path: str) -> None:
         """See `Kernel.create_namespace`."""
         await self._workers.quick(_core.create_network_namespace, path)
+
+    async def pin_namespace(self, path: str, *, pid: int, started_ticks: int) -> None:
+        """See `Kernel.pin_namespace`."""
+        await self._workers.quick(_pin_namespace, path, ProcessIdentity(pid, started_ticks), self._processes)
 
     async def delete_namespace(self, path: str) -> None:
         """See `Kernel.delete_namespace`."""
@@ -95,6 +101,27 @@ def _switch_on(path: str) -> None:
             return
     with open(path, "w", encoding="ascii") as file:
         file.write("1\n")
+
+
+def _pin_namespace(path: str, process: ProcessIdentity, processes: HostProcesses) -> None:
+    try:
+        fd = os.open(f"/proc/{process.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH), path) from error
+    try:
+        # What was opened is that very process's only if it lives still: a pid is given again only after its end.
+        if processes.identify(process.pid) != process:
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH), path)
+        if os.path.samestat(os.fstat(fd), os.stat(OWN_NAMESPACE)):
+            raise OSError(errno.EINVAL, "the process shares the network of this one", path)
+        os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        try:
+            _core.bind_mount(f"/proc/self/fd/{fd}", path)
+        except BaseException:
+            os.unlink(path)
+            raise
+    finally:
+        os.close(fd)
 
 
 def _delete_namespace(path: str) -> None:

@@ -41,19 +41,27 @@ def loop_facts() -> tuple[Literal["uvloop", "asyncio"], str]:
     return "uvloop", f"{uvloop.__name__} {metadata.version('uvloop')} is installed"
 
 
-def new_loop(kind: LoopKind = "uvloop", *, spin_s: float = SPIN_S) -> asyncio.AbstractEventLoop:
+def new_loop(
+    kind: LoopKind = "uvloop", *, spin_s: float = SPIN_S, clock_ns: Callable[[], int] = time.monotonic_ns
+) -> asyncio.AbstractEventLoop:
     """Return a new event loop, not yet set as the current one; who asked for it closes it.
 
     Args:
         kind: Which one. "uvloop" falls back to asyncio where it is missing; "asyncio" is always asyncio's selector loop; "polling" is
             that too, but it asks the kernel again and again instead of sleeping while there was work lately.
         spin_s: For "polling": how long after the last work it sleeps.
+        clock_ns: What the turns of groups, their accounts and `need_preempt` are measured with, a clock that never goes back. Timers and
+            the ages of tasks keep the machine's time.
     """
+    loop: GroupLoopMixin
     if kind == "polling":
-        return AsyncioLoop(PollingSelector(spin_s))
-    if kind == "asyncio" or loop_facts()[0] == "asyncio":
-        return AsyncioLoop()
-    return _uvloop_class()()
+        loop = AsyncioLoop(PollingSelector(spin_s))
+    elif kind == "asyncio" or loop_facts()[0] == "asyncio":
+        loop = AsyncioLoop()
+    else:
+        loop = _uvloop_class()()
+    loop._clock_ns = clock_ns
+    return loop
 
 
 class _Step(asyncio.Handle):
@@ -80,6 +88,7 @@ class GroupLoopMixin(GroupLoop):
     _checks = False
     _has_factory = False
     _thread: int | None = None
+    _clock_ns: Callable[[], int] = staticmethod(time.monotonic_ns)
 
     # -- GroupLoop -------------------------------------------------------------------------------------------------------------------
 
@@ -109,7 +118,7 @@ class GroupLoopMixin(GroupLoop):
 
     def need_preempt(self) -> bool:
         """See `GroupLoop.need_preempt`."""
-        now_ns = time.monotonic_ns()
+        now_ns = self._clock_ns()
         if self._fair is not None:
             return now_ns >= self._fair.slice_end_ns
         if now_ns < self._preempt_at_ns:
@@ -175,7 +184,7 @@ class GroupLoopMixin(GroupLoop):
     def _begin(self) -> None:
         """Tell groups apart from now on."""
         self._checks = self.get_debug()
-        self._fair = FairQueue(time.monotonic_ns, self._run_steps)
+        self._fair = FairQueue(self._clock_ns, self._run_steps)
         self._queues = self._fair.queues
         self._turn_context = Context()
         self._turn_callback = self._turn
@@ -266,7 +275,7 @@ class AsyncioLoop(GroupLoopMixin, asyncio.SelectorEventLoop):
 
 
 @functools.cache
-def _uvloop_class() -> type[asyncio.AbstractEventLoop]:
+def _uvloop_class() -> type[GroupLoopMixin]:
     """Return uvloop's loop with groups."""
     import uvloop
 

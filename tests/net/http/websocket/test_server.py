@@ -294,6 +294,7 @@ async def test_a_client_that_waits_for_a_server_which_does_not_hang_up(world: Wo
         stalled.set()
 
 
+@pytest.mark.virtual_time
 async def test_violations_close_with_their_code(world: World) -> None:
     seen: list[str] = []
     changed = Waiters()
@@ -344,7 +345,7 @@ async def test_a_handler_that_fails_closes_with_1011(world: World) -> None:
 async def test_draining_says_going_away(world: World) -> None:
     async with serve(world, {"/": websocket_route(echo)}) as stage:
         ws = await stage.connect()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             await stage.server.drain(5.0)
         assert [message async for message in ws] == []
         assert (ws.close_code, ws.close_reason) == (1001, "the server is shutting down")
@@ -375,7 +376,7 @@ async def test_a_handler_that_goes_on_after_the_end_is_cancelled(world: World) -
     async with serve(world, {"/": route}) as stage:
         ws = await stage.connect()
         await ws.close()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             await told.wait()
             await route.close()
 
@@ -405,6 +406,7 @@ async def test_a_silent_peer_is_cut_and_a_live_one_kept(world: World) -> None:
         await live.close()
 
 
+@pytest.mark.virtual_time
 async def test_a_peer_that_never_reads_is_cut(world: World) -> None:
     limits = WebSocketLimits(ping_interval_s=0.03, ping_timeout_s=0.09, write_bytes_max=1 << 10)
     ended: list[Exception] = []
@@ -421,7 +423,7 @@ async def test_a_peer_that_never_reads_is_cut(world: World) -> None:
     async with serve(world, {"/": route}) as stage, raw_peer(stage) as peer:
         assert peer.transport is not None
         peer.transport.pause_reading()
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(40):
             while not ended:
                 peer.write(masked(codec.PONG))  # alive, only it does not read
                 await asyncio.sleep(0.02)
@@ -522,7 +524,7 @@ async def test_a_broadcast_builds_one_frame_for_many(world: World) -> None:
         assert [await each.receive() for each in (first, second, third)] == ['{"n":1}'] * 3
         for each in (first, second, third):
             await each.close()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             while hub.connection_count:
                 await asyncio.sleep(0.001)
         assert hub.broadcast("nobody") == 0
@@ -553,7 +555,7 @@ async def test_a_slow_consumer_costs_the_others_nothing(world: World, policy: An
             assert await quick.receive() == b"x" * 50_000
         if policy == "drop":
             assert hub.connection_count == 1
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(40):
                 while route.connection_count > 1:  # a peer that does not read does not hinder its own end
                     await asyncio.sleep(0.01)
         else:
@@ -642,7 +644,7 @@ def test_nothing_is_left_of_connections_whatever_their_peers_do(peers: list[list
         async with serve(world, {"/": route}) as stage:
             await asyncio.gather(*(play(stage, actions) for actions in peers), return_exceptions=True)
             await asyncio.gather(*route_drains)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(40):
                 await route.close()
             assert route.connection_count == 0
 
