@@ -57,8 +57,8 @@ def test_what_was_probed_carries_its_reason() -> None:
 
 
 def test_times_and_sizes_are_for_people() -> None:
-    text = facts({"started_at_ns": 1_700_000_000 * NS, "memory_bytes": 3 << 30, "paths": {"root": "/r"}})
-    assert text == "started: 2023-11-14 22:13:20 UTC\nmemory: 3.0 GiB\npaths:\n  root: /r\n"
+    text = facts({"started_at_ns": 1_700_000_000 * NS, "memory_bytes": 3 << 30, "paths": {"root": "/r"}, "cluster": None})
+    assert text == "started: 2023-11-14 22:13:20 UTC\nmemory: 3.0 GiB\npaths:\n  root: /r\ncluster: none\n"
 
 
 def test_a_format_that_does_not_exist_is_refused() -> None:

@@ -10,6 +10,7 @@ from isopod.api.messages import Empty
 from isopod.api.store import BlockingStore, Condition, Delete, Get, HeldLease, Put, Range, StoreClient, Txn, methods
 from isopod.api.store import messages as m
 from isopod.api.store.client import ClientSettings
+from isopod.api.store.nodes import Nodes
 from isopod.net.rpc import connect
 from isopod.world.errors import (
     DeadlineExceeded,
@@ -71,6 +72,17 @@ async def test_what_is_asked_for_in_one_turn_travels_together(sim_world: SimWorl
         await asyncio.gather(*(store.get(f"k{number}") for number in range(256)))
         assert len(log.batches) - n_batches == 1
         assert log.rafts[1].n_barriers - n_barriers == 1
+
+
+async def test_a_connection_that_was_just_left_is_closed_as_well(world: World) -> None:
+    async with FakeLog(world, 2) as log:
+        nodes = Nodes(world, [await log.serve(1), await log.serve(2)], plaintext=True)
+        await nodes.call(methods.KV_STATUS, Empty(), timeout_s=5.0)
+        client = nodes._client
+        assert client is not None
+        nodes.prefer(2, log.addresses[2])
+        await nodes.close()
+        assert client.connection.is_gone
 
 
 @pytest.mark.row("B12")
@@ -291,6 +303,27 @@ async def test_what_waits_for_its_turn_keeps_its_own_deadline(sim_world: SimWorl
         log.elect(1)
         await store.put("d", b"")
         assert [entry.key for entry in (await store.list_all())[0]] == ["a", "d"], "nothing of what failed or was given up is done later"
+
+
+async def test_a_read_that_waits_for_its_turn_keeps_its_own_deadline(sim_world: SimWorld) -> None:
+    world = sim_world.world
+    loop = asyncio.get_running_loop()
+    settings = ClientSettings(reader=ClientSettings().reader._replace(requests_max=1))
+    async with FakeLog(world, 2) as log, StoreClient(world, [await log.serve(2)], plaintext=True, settings=settings) as store:
+        await store.get("a")
+        log.rafts[2].is_lagging = True
+        await log.replicas[1].put("a", b"1")
+        slow = asyncio.ensure_future(store.get("a", timeout_s=8.0))
+        await asyncio.sleep(0.1)
+        began = loop.time()
+        with pytest.raises(DeadlineExceeded, match="1 s"):
+            await store.get("b", timeout_s=1.0)
+        assert loop.time() - began < 1.5
+        with pytest.raises(DeadlineExceeded, match="8 s"):
+            await slow
+        log.rafts[2].is_lagging = False
+        log.rafts[2].catch_up()
+        assert (await store.get("a")).value == b"1"
 
 
 async def test_a_watch_survives_its_node_and_misses_nothing(sim_world: SimWorld) -> None:

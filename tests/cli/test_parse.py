@@ -1,5 +1,7 @@
 """The parser: what a line means, what is refused and with which code, and that nothing else can happen."""
 
+import shlex
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -134,7 +136,7 @@ def test_grammar_is_sound() -> None:
         assert all(len(name.split()) == 1 or name.split()[0] in groups for name in command.names), command.name
         for example in command.examples:
             inner = example.split("isopod ", 1)[1].split(" > ")[0]
-            assert named(parse(inner.replace("'", "").split())) == command.name, example
+            assert named(parse(shlex.split(inner))) == command.name, example
 
 
 def test_methods_are_in_the_contract() -> None:

@@ -53,6 +53,7 @@ def test_the_report_says_what_happened_and_what_was_covered() -> None:
     assert "scenario load, seed 4, 1 nodes" in ended.stdout
     assert "coverage" in ended.stdout
     assert "without any fault of: process, power" in ended.stdout
+    assert "fault classes, and in how many runs: process 0, power 0" in ended.stdout
     assert "2 runs, 0 with a violation" in ended.stdout
 
 
@@ -63,6 +64,7 @@ def test_json_is_one_object_a_run() -> None:
     assert [each["seed"] for each in facts] == [12345, 12346]
     assert facts[0]["violations"] == []
     assert facts[0]["operations"]["answered"] > 10
+    assert "2 runs, 0 with a violation" in ended.stderr, "the summary is for who waits"
     assert facts[0]["replay"] == "isopod sim --seed 12345 --scenario load --nodes 1 --until 1000ms"
 
 
@@ -104,6 +106,7 @@ def test_a_broken_promise_is_told_with_the_way_to_see_it_again(capfd: pytest.Cap
     said = capfd.readouterr().out
     assert "VIOLATION equal state at equal index" in said
     assert "again: isopod sim --seed 3 --scenario clocks --nodes 2 --until 2000ms" in said
+    assert "FAILED equal state at equal index: isopod sim --seed 3" in said
     assert "1 runs, 1 with a violation" in said
 
 
@@ -119,6 +122,15 @@ def test_a_failing_run_is_shrunk_and_printed_as_a_scenario_file(capfd: pytest.Ca
     assert "steps are left after" in said.err
     assert broken(plan).failure == plan.found
     assert not run_plan(plan).violations
+
+
+def test_a_failure_is_told_at_once_to_who_waits(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(parse([*FAILING, "--format", "json"]), broken) == 1
+
+    said = capfd.readouterr()
+    assert "1 runs in " in said.err
+    assert ", 1 failed; seed 3: equal state at equal index\n" in said.err
+    assert len(said.out.splitlines()) == 1
 
 
 def test_scenarios_are_listed() -> None:

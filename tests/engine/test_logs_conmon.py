@@ -63,11 +63,11 @@ async def follow(world: World, folder: str, script: str, *, log_bytes_max: int) 
     supervisor = supervise(folder, script, log_bytes_max=log_bytes_max)
     identity = world.processes.identify(supervisor.pid)
     if identity is not None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             await world.processes.wait_gone(identity)
     supervisor.wait()
     ended.set()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(40):
         await reader
     return found
 

@@ -437,3 +437,15 @@ async def _crash_while_taking_over(sim: SimWorld, seed: int) -> None:
     async with opened(sim.world, folder) as store:
         assert len(contents(store)) == 300
     assert await sim.world.disk.stat(files) is None
+
+
+@pytest.mark.row("R27", "R31")
+async def test_what_is_too_large_is_refused_alone(world: World, folder: str) -> None:
+    async with opened(world, folder, record_bytes_max=8192) as store:
+        changes = [ops.Create(record(number, env={"A": "x" * (10_000 if number == 3 else 10)})) for number in range(1, 7)]
+        outcomes = await asyncio.gather(*(store.commit(change) for change in changes), return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [type(None), type(None), TooLarge, *[type(None)] * 3]
+        before = contents(store)
+        assert [found.name for found in before] == ["box1", "box2", "box4", "box5", "box6"]
+    async with opened(world, folder) as store:
+        assert contents(store) == before

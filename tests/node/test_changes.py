@@ -65,8 +65,9 @@ async def test_pause_and_unpause(rig: Rig) -> None:
         assert paused.status == "paused"
         with pytest.raises(WrongState, match="box is paused"):
             await rig.client.call(methods.CONTAINER_PAUSE, m.ContainerName(name="box"))
-        with pytest.raises(WrongState, match="box is paused"):
+        with pytest.raises(WrongState, match="box is paused") as refused:
             await rig.exec("box", "echo", "hi")
+        assert "isopod unpause" in refused.value.hint
         await rig.kill()
         await rig.start()
         assert (await rig.inspect("box")).status == "paused", "it was no commit that froze it"
@@ -85,8 +86,8 @@ async def test_pause_and_unpause(rig: Rig) -> None:
 async def test_restart_passes_through_restarting(rig: Rig) -> None:
     async with rig:
         before = await rig.run_detached("sleep", "1000", name="box", auto_remove=True, network="bridge")
-        watching = asyncio.ensure_future(take(rig, 3, containers=("box",), kinds=("status",)))
-        await asyncio.sleep(0.1)  # the stream's own beginning
+        since_ns = rig.world.clock.now_ns() + 1
+        watching = asyncio.ensure_future(take(rig, 3, containers=("box",), kinds=("status",), since_ns=since_ns))
         after = await rig.client.call(methods.CONTAINER_RESTART, m.RestartContainer(name="box", timeout_s=0.1))
         assert (after.status, after.id, after.restart_count) == ("running", before.id, 1)
         assert after.pid != before.pid
@@ -172,16 +173,30 @@ async def test_mounts_change_while_it_does_not_run(rig: Rig) -> None:
             await update(rig, "box", mounts_remove=("/data",))
 
 
+async def has_link(rig: Rig, name: str) -> bool:
+    """Return whether a running container has a link beside its loopback."""
+    if not isinstance(rig.backend, SimBackend):
+        return b"eth0" in (await rig.exec(name, "ls", "/sys/class/net")).stdout
+    process = rig.backend.sim.machine.table.get((await rig.inspect(name)).pid or 0)
+    assert process is not None
+    assert process.network is not None
+    return "eth0" in process.network.links
+
+
 @pytest.mark.row("R17")
-async def test_networks_are_left_at_once_and_joined_at_the_next_start(rig: Rig) -> None:
+async def test_networks_are_left_and_joined_at_once_and_over_restarts(rig: Rig) -> None:
     async with rig:
         await rig.client.call(methods.NETWORK_CREATE, m.NetworkSpec(name="backend", subnet="10.99.1.0/24"))
         record = await rig.run_detached("sleep", "1000", name="box", network="bridge")
-        assert record.network.ip_address is not None
+        assert await has_link(rig, "box")
+        first = record.network.ip_address or ""
 
         async def place(method: Any, network: str) -> m.UpdatedContainer:
             found: m.UpdatedContainer = await rig.client.call(method, m.ConnectNetwork(network=network, name="box"))
             return found
+
+        async def hosts() -> str:
+            return (await rig.exec("box", "cat", "/etc/hosts")).stdout.decode()
 
         with pytest.raises(InUse, match="network bridge"):
             await place(methods.NETWORK_CONNECT, "backend")
@@ -189,22 +204,42 @@ async def test_networks_are_left_at_once_and_joined_at_the_next_start(rig: Rig) 
             await place(methods.NETWORK_DISCONNECT, "backend")
         left = await place(methods.NETWORK_DISCONNECT, "bridge")
         assert left.container.network == m.Endpoint(network="none")
-        assert b"eth0" not in (await rig.exec("box", "ls", "/sys/class/net")).stdout
+        assert not await has_link(rig, "box")
+        assert first not in await hosts()
         with pytest.raises(NotFound):
             await place(methods.NETWORK_CONNECT, "nowhere")
         joined = await place(methods.NETWORK_CONNECT, "backend")
-        assert joined.container.network == m.Endpoint(network="backend")
-        assert "next start" in joined.notes[0]
+        address = joined.container.network.ip_address or ""
+        assert address.startswith("10.99.1.")
+        assert joined.notes == ()
+        assert await has_link(rig, "box")
+        assert address in await hosts()
+        with pytest.raises(AlreadyExists):
+            await place(methods.NETWORK_CONNECT, "backend")
         with pytest.raises(InUse):
             await rig.client.call(methods.NETWORK_REMOVE, m.NetworkNameRequest(name="backend"))
         await rig.kill()
         await rig.start()
-        assert (await rig.inspect("box")).network == m.Endpoint(network="backend")
+        assert (await rig.inspect("box")).network == joined.container.network
+        assert await has_link(rig, "box")
         after = await rig.client.call(methods.CONTAINER_RESTART, m.RestartContainer(name="box", timeout_s=0.1))
         assert (after.network.ip_address or "").startswith("10.99.1.")
         await rig.client.call(methods.CONTAINER_STOP, m.StopContainer(name="box", timeout_s=0.1))
         await place(methods.NETWORK_DISCONNECT, "backend")
         await rig.client.call(methods.NETWORK_REMOVE, m.NetworkNameRequest(name="backend"))
+
+
+@pytest.mark.row("R17")
+async def test_one_that_has_no_network_joins_one_and_the_hosts_at_its_next_start(rig: Rig) -> None:
+    async with rig:
+        await rig.run_detached("sleep", "1000", name="box", network="none")
+        request = m.ConnectNetwork(network="bridge", name="box")
+        joined = await rig.client.call(methods.NETWORK_CONNECT, request)
+        assert (joined.container.network.ip_address or "").startswith("10.88.0.")
+        await rig.client.call(methods.NETWORK_DISCONNECT, request)
+        later = await rig.client.call(methods.NETWORK_CONNECT, m.ConnectNetwork(network="host", name="box"))
+        assert "next start" in later.notes[0]
+        assert later.container.network == m.Endpoint(network="host")
 
 
 @pytest.mark.row("R28", "R29")
@@ -316,7 +351,7 @@ async def test_a_limit_below_what_is_in_use_is_refused_and_changes_nothing(host_
     async with host_rig as rig:
         script = "dd if=/dev/zero of=/dev/shm/fill bs=1M count=40 2>/dev/null; echo full; sleep 1000"
         await rig.run_detached("sh", "-c", script, name="box", resources=m.Resources(memory_bytes_max=128 << 20))
-        async with asyncio.timeout(20), rig.client.open(methods.CONTAINER_LOGS, m.LogsRequest(name="box", follow=True)) as call:
+        async with asyncio.timeout(40), rig.client.open(methods.CONTAINER_LOGS, m.LogsRequest(name="box", follow=True)) as call:
             async for item in call:
                 if isinstance(item, m.Stdout) and b"full" in item.data:
                     break

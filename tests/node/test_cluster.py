@@ -1,5 +1,6 @@
 """A node of a cluster as its users meet it: its own socket, with an engine and without, on both Worlds."""
 
+import asyncio
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -10,12 +11,13 @@ from isopod.api import messages as m
 from isopod.api import methods
 from isopod.api.store import methods as kv
 from isopod.api.store.messages import Get, KvRead, KvTxn, Put, Txn
+from isopod.cluster.members.backup import make_backup
 from isopod.net.rpc import Client, connect
 from isopod.node.node import Node
 from isopod.node.system import NodeFacts
 from isopod.runtime.config import NodeConfig, load_config
 from isopod.runtime.logger import Logger
-from isopod.world.errors import NotFound, RefusedError, WrongState
+from isopod.world.errors import InUse, NotFound, NotStarted, RefusedError, WrongState
 from isopod.world.network import UnixAddress
 from isopod.world.world import World
 
@@ -90,6 +92,52 @@ async def test_a_cluster_is_used_through_the_nodes_own_sockets(world: World, fol
         with pytest.raises(RefusedError, match="Cannot remove self"):
             await first.call(c.LEAVE, c.NodeRequest(node_id=1))
         assert (await second.call(c.LEAVE, c.NodeRequest(node_id=1))).success
+
+
+async def test_a_node_that_is_just_starting_sends_readers_elsewhere(sim_world: Any, folder: str) -> None:
+    """Its socket is there before its replica: that is no refusal, clients go on to the next node and lose nothing."""
+    world = sim_world.world
+    config = told(folder, 1)
+    async with AsyncExitStack() as stack:
+        one, _ = await start(world, stack, config)
+        assert one.cluster is not None
+        await one.cluster.wait_ready(10)
+    sim_world.disk.faults.delay_s = (0.2, 0.2)
+    async with AsyncExitStack() as stack:
+        starting = asyncio.ensure_future(start(world, stack, config))
+        async with asyncio.timeout(60):
+            while not sim_world.network.listeners():
+                await asyncio.sleep(0.01)
+        client = await connect(world, UnixAddress(config.paths["socket"]))
+        stack.push_async_callback(client.close)
+        with pytest.raises(NotStarted, match="it is just starting") as caught:
+            await client.call(kv.KV_READ, KvRead(reads=[Get("color")]))
+        assert caught.value.retryable
+        await starting
+
+
+async def test_while_a_backup_is_put_back_users_wait_and_settings_do_not(sim_world: Any, folder: str) -> None:
+    world = sim_world.world
+    async with AsyncExitStack() as stack:
+        node, client = await start(world, stack, told(folder, 1))
+        assert node.cluster is not None
+        await node.cluster.wait_ready(10)
+        for first in range(0, 6400, 128):
+            await node.cluster.store.txn(Txn(then=tuple(Put(f"jobs/{number}", b"old") for number in range(first, first + 128))))
+        data, _ = make_backup(node.cluster.store.machine, node.cluster.cluster_id, 7)
+        await node.cluster.store.delete_prefix("jobs/")
+        restoring = asyncio.create_task(node.cluster.restorer.restore(data, force=True))
+        refused: list[str] = []
+        while not restoring.done():
+            try:
+                await client.call(kv.KV_READ, KvRead(reads=[Get("jobs/0")]))
+                await client.call(kv.KV_TXN, KvTxn(txn=Txn(then=(Put("color", b"red"),))))
+            except InUse as error:
+                refused.append(error.message)
+                assert (await client.call(c.SET, c.SetRequest(voters_max=3))).message == "At most 3 nodes vote"
+        assert set(refused) == {"the store of this cluster is in use by a restore"}
+        pages = await client.call(kv.KV_READ, KvRead(reads=[Get("jobs/0")]))
+        assert pages.pages[0].entries[0].value == b"old"
 
 
 @pytest.mark.row("B33")

@@ -127,7 +127,7 @@ async def test_an_exec_that_fails_or_is_withdrawn_leaves_nothing_in_the_bundle(r
             for _ in range(turns):
                 await rig.client.call(methods.SYSTEM_VERSION, m.Empty())
             await call.__aexit__(None, None, None)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             while await rig.world.disk.list(bundle) != before:
                 await rig.client.call(methods.SYSTEM_VERSION, m.Empty())
         assert (await rig.exec("box", "echo", "fine")).stdout == b"fine\n"
@@ -171,7 +171,7 @@ async def test_a_stop_under_way_does_not_hold_up_the_nodes_own_end(rig: Rig) -> 
     async with rig:
         await rig.run_detached("sleep", "1000", name="stubborn")
         stopping = asyncio.ensure_future(rig.client.call(methods.CONTAINER_STOP, m.StopContainer(name="stubborn", timeout_s=1000)))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             while (await rig.inspect("stubborn")).status != "stopping":
                 pass
         started = asyncio.get_running_loop().time()

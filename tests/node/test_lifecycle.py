@@ -343,7 +343,7 @@ async def test_a_run_withdrawn_before_it_started_leaves_nothing(rig: Rig) -> Non
         while not await rig.list():
             pass
         await call.__aexit__(None, None, None)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             while await rig.list():
                 pass
 
@@ -360,7 +360,7 @@ async def test_auto_remove_goes_on_after_a_kill(rig: Rig) -> None:
 async def wait_for_log(rig: Rig, name: str, text: bytes) -> None:
     """Wait until a container wrote something."""
     written = b""
-    async with asyncio.timeout(10), rig.client.open(methods.CONTAINER_LOGS, m.LogsRequest(name=name, follow=True)) as call:
+    async with asyncio.timeout(40), rig.client.open(methods.CONTAINER_LOGS, m.LogsRequest(name=name, follow=True)) as call:
         async for item in call:
             written += item.data if isinstance(item, m.Stdout) else b""
             if text in written:

@@ -10,6 +10,7 @@ from isopod.api import methods
 from isopod.api.client import open_client
 from isopod.node.main import describe
 from isopod.node.node import Node
+from isopod.node.restore import restore_into
 from isopod.node.system import NodeFacts
 from isopod.runtime.logger import Logger
 from isopod.world.errors import AlreadyServing, Disconnected, NotFound
@@ -17,13 +18,22 @@ from isopod.world.world import World
 from tests.node.rig import Rig
 
 
+async def make_backup_of(rig: Rig) -> bytes:
+    async with rig.client.open(methods.SYSTEM_BACKUP, m.Empty()) as call:
+        return b"".join([chunk.data async for chunk in call])
+
+
 async def test_the_folders_belong_to_one_node_at_a_time(rig: Rig) -> None:
     async with rig:
         lines: list[bytes] = []
         facts = NodeFacts(started_at_ns=0, event_loop="test", core="test")
         intruder = Node(rig.world, rig.config, Logger(lines.append, rig.world.clock), facts)
-        with pytest.raises(AlreadyServing, match="owns"):
+        with pytest.raises(AlreadyServing, match=r"\(pid [1-9][0-9]*\) owns"):
             await intruder.start()
+        backup = f"{rig.folder}/backup"
+        await rig.world.disk.write(backup, (await make_backup_of(rig)))
+        with pytest.raises(AlreadyServing, match=r"\(pid [1-9][0-9]*\) owns"):
+            await restore_into(rig.world, backup, rig.config.paths, force=True)
         assert (await rig.run("echo", "unharmed")).stdout == b"unharmed\n"
 
 

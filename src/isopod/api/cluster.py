@@ -75,7 +75,7 @@ class ClusterStatus(Message, frozen=True, kw_only=True):
     """How many more voters may fail before nothing can be decided any more; -1 if that is so already."""
     nodes: tuple[ClusterNodeEntry, ...]
     why: str = ""
-    """What keeps this node from being a member, "" if nothing does."""
+    """What keeps this node from being a member, or from taking its part (no leader is known, its disk is full); "" if nothing does."""
 
 
 class ClusterMembers(Message, frozen=True, kw_only=True):
@@ -120,6 +120,13 @@ class TransferRequest(Message, frozen=True, kw_only=True):
 
     node_id: int = 0
     timeout_s: float = 10.0
+
+
+class SetRequest(Message, frozen=True, kw_only=True):
+    """Change what holds for the whole cluster."""
+
+    voters_max: int
+    timeout_s: float = 5.0
 
 
 class CreateToken(Message, frozen=True, kw_only=True):
@@ -195,6 +202,7 @@ LEAVE: Final = Method("cluster.leave", NodeRequest, Changed)
 PROMOTE: Final = Method("cluster.promote", NodeRequest, Changed)
 DEMOTE: Final = Method("cluster.demote", NodeRequest, Changed)
 TRANSFER: Final = Method("cluster.transfer", TransferRequest, Changed)
+SET: Final = Method("cluster.set", SetRequest, Changed, idempotent=True)
 TOKEN_CREATE: Final = Method("cluster.token-create", CreateToken, CreatedToken)
 TOKEN_LIST: Final = Method("cluster.token-list", Nothing, TokenList, idempotent=True)
 TOKEN_REVOKE: Final = Method("cluster.token-revoke", TokenName, Changed)

@@ -61,6 +61,20 @@ class Endpoint(Message, frozen=True, kw_only=True):
     """Host port to container port."""
 
 
+class HealthCheck(Message, frozen=True, kw_only=True):
+    """A command that tells whether a container is well: it is if the command ends with 0."""
+
+    command: tuple[str, ...]
+    interval_s: float = 30.0
+    """From one's end to the next one's start, and before the first."""
+    timeout_s: float = 30.0
+    """Longer is a failure."""
+    retries: int = 3
+    """So many failures in a row make it unhealthy."""
+    start_period_s: float = 0.0
+    """So long after the start a failure does not count, until the first success."""
+
+
 class Container(Message, frozen=True, kw_only=True):
     """The record of one container (row R14): what was asked, and what is."""
 
@@ -94,6 +108,8 @@ class Container(Message, frozen=True, kw_only=True):
     """Why it could not start or how it ended unusually; one line."""
     restart_count: int = 0
     health: Health = "none"
+    """What its health check found; "none" without one."""
+    health_check: HealthCheck | None = None
     network: Endpoint
     resources: Resources = Resources()
     mounts: tuple[Mount, ...] = ()
@@ -119,6 +135,7 @@ class ContainerSpec(Message, frozen=True, kw_only=True):
     network: str = "bridge"
     resources: Resources = Resources()
     mounts: tuple[Mount, ...] = ()
+    health_check: HealthCheck | None = None
     terminal: bool = False
     stdin_open: bool = False
     auto_remove: bool = False

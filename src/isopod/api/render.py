@@ -23,9 +23,9 @@ _NS: Final = 1_000_000_000
 
 
 def container_status(record: m.Container, now_s: float) -> str:
-    """Return a container's state in words: "Up 3 minutes", "Exited (137, out of memory) 2 hours ago"."""
+    """Return a container's state in words: "Up 3 minutes (healthy)", "Exited (137, out of memory) 2 hours ago"."""
     if record.status in ("running", "paused") and record.started_at_ns is not None:
-        suffix = " (paused)" if record.status == "paused" else ""
+        suffix = " (paused)" if record.status == "paused" else f" ({record.health})" if record.health != "none" else ""
         return f"Up {format_age(now_s - record.started_at_ns / _NS)}{suffix}"
     if record.status in ("exited", "unknown"):
         ended = f" {format_age(now_s - record.finished_at_ns / _NS)} ago" if record.finished_at_ns is not None else ""
@@ -182,6 +182,8 @@ def facts(values: dict[str, Any], indent: str = "") -> str:
 
 def _fact(indent: str, key: str, value: Any) -> str:
     """Return one line; times and sizes in the form people read, their unit gone from the label."""
+    if value is None:
+        return f"{indent}{key.replace('_', ' ')}: none\n"
     if key.endswith("_at_ns"):
         when = datetime.fromtimestamp(value / _NS, UTC)
         return f"{indent}{key.removesuffix('_at_ns').replace('_', ' ')}: {when:%Y-%m-%d %H:%M:%S} UTC\n"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from isopod.cli.download import download
 from isopod.cli.lean import number_of, rows_of, text_of
+from isopod.cli.options import timeout_s
 from isopod.cli.say import invalid, note, open_link, render, say
 from isopod.world.host import console
 from isopod.world.units import parse_duration
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from isopod.cli.protocol import Body
     from isopod.world.errors import IsopodError
 
-TIMEOUT_S: Final = "5"
 ACTIONS: Final = ("create", "list", "revoke")
 
 
@@ -42,7 +42,7 @@ def main(parsed: Parsed) -> int:
 
 def status(parsed: Parsed) -> int:
     """`isopod cluster status`."""
-    return _show(parsed, "cluster.status", {"at": parsed.value("addr", ""), "timeout_s": _timeout_s(parsed)})
+    return _show(parsed, "cluster.status", {"at": parsed.value("addr", ""), "timeout_s": timeout_s(parsed)})
 
 
 def members(parsed: Parsed) -> int:
@@ -52,9 +52,9 @@ def members(parsed: Parsed) -> int:
 
 def check(parsed: Parsed) -> int:
     """`isopod cluster check`: 0 if all replicas hold the same, 1 if two differ or nothing could be compared."""
-    timeout_s = _timeout_s(parsed)
+    limit_s = timeout_s(parsed)
     with open_link(parsed) as link:
-        report = link.call("kv.consistency", {}, timeout_s)
+        report = link.call("kv.consistency", {}, limit_s)
     if parsed.value("format") == "json":
         say(_json(report) + "\n")
     else:
@@ -69,8 +69,8 @@ def check(parsed: Parsed) -> int:
 def join(parsed: Parsed) -> int:
     """`isopod cluster join`."""
     token = parsed.value("token", "") or console.environment("ISOPOD_CLUSTER_TOKEN") or ""
-    timeout_s = _timeout_s(parsed)
-    return _change(parsed, "cluster.join", {"address": parsed.words[0], "token": token, "timeout_s": timeout_s}, timeout_s)
+    limit_s = timeout_s(parsed)
+    return _change(parsed, "cluster.join", {"address": parsed.words[0], "token": token, "timeout_s": limit_s}, limit_s)
 
 
 def leave(parsed: Parsed) -> int:
@@ -93,6 +93,15 @@ def transfer(parsed: Parsed) -> int:
     return _about_node(parsed, "cluster.transfer")
 
 
+def change_settings(parsed: Parsed) -> int:
+    """`isopod cluster set`."""
+    word = parsed.value("voters-max", "")
+    if not word:
+        raise invalid("setting", "", "say which", "isopod cluster set --voters-max N")
+    limit_s = timeout_s(parsed)
+    return _change(parsed, "cluster.set", {"voters_max": int(word), "timeout_s": limit_s}, limit_s)
+
+
 def token(parsed: Parsed) -> int:
     """`isopod cluster token create`, `list` and `revoke`."""
     action, name = parsed.words[0], parsed.words[1] if len(parsed.words) > 1 else ""
@@ -103,13 +112,13 @@ def token(parsed: Parsed) -> int:
     if action == "list":
         return _show(parsed, "cluster.token-list", {})
     if action == "revoke":
-        return _change(parsed, "cluster.token-revoke", {"id": name}, _timeout_s(parsed))
+        return _change(parsed, "cluster.token-revoke", {"id": name}, timeout_s(parsed))
     uses = parsed.value("uses", "1")
     if not (uses.isascii() and uses.isdigit() and len(uses) < 7):
         raise invalid("--uses", uses, "want a whole number")
     body: Body = {"valid_s": parse_duration(parsed.value("valid", "1h")), "uses": int(uses), "role": parsed.value("role", "voter")}
     with open_link(parsed) as link:
-        made = link.call("cluster.token-create", body, _timeout_s(parsed))
+        made = link.call("cluster.token-create", body, timeout_s(parsed))
     say(_json(made) + "\n" if parsed.value("format") == "json" else text_of(made, "token") + "\n")
     return 0
 
@@ -124,9 +133,9 @@ def backup(parsed: Parsed) -> int:
 
 def restore(parsed: Parsed) -> int:
     """`isopod cluster restore`."""
-    from isopod.cli.upload import FileSource, upload
+    from isopod.cli.upload import FileSource, open_file, upload
 
-    fd = console.open_to_read(console.absolute(parsed.words[0]))
+    fd = open_file(console.absolute(parsed.words[0]))
     with FileSource(fd, owned=True) as source, open_link(parsed) as link:
         done = upload(link, "cluster.restore", {"force": parsed.flag("force")}, source)
     origin = f"cluster {text_of(done, 'source_cluster_id')} at revision {number_of(done, 'source_revision')}"
@@ -149,18 +158,10 @@ def recover(parsed: Parsed) -> int:
 # --- helpers ----------------------------------------------------------------------------------------------------------
 
 
-def _timeout_s(parsed: Parsed) -> float:
-    text = parsed.value("timeout", TIMEOUT_S)
-    seconds = parse_duration(text)
-    if not 0 < seconds <= 3600:
-        raise invalid("--timeout", text, "want more than 0, at most an hour")
-    return seconds
-
-
 def _show(parsed: Parsed, method: str, body: Body) -> int:
-    timeout_s = _timeout_s(parsed)
+    limit_s = timeout_s(parsed)
     with open_link(parsed) as link:
-        say(render(link, method, body, parsed.value("format", "table"), timeout_s=timeout_s))
+        say(render(link, method, body, parsed.value("format", "table"), timeout_s=limit_s))
     return 0
 
 
@@ -169,13 +170,13 @@ def _about_node(parsed: Parsed, method: str) -> int:
     word = parsed.words[0] if parsed.words else "0"
     if not (word.isascii() and word.isdigit() and len(word) < 20) or (parsed.words and int(word) == 0):
         raise invalid("node id", word, "must be non-zero" if word == "0" else "want a number", "see: isopod cluster members")
-    timeout_s = _timeout_s(parsed)
-    return _change(parsed, method, {"node_id": int(word), "timeout_s": timeout_s}, timeout_s)
+    limit_s = timeout_s(parsed)
+    return _change(parsed, method, {"node_id": int(word), "timeout_s": limit_s}, limit_s)
 
 
-def _change(parsed: Parsed, method: str, body: Body, timeout_s: float) -> int:
+def _change(parsed: Parsed, method: str, body: Body, limit_s: float) -> int:
     with open_link(parsed) as link:
-        done = link.call(method, body, timeout_s)
+        done = link.call(method, body, limit_s)
     say(_json(done) + "\n" if parsed.value("format") == "json" else text_of(done, "message") + "\n")
     return 0
 
@@ -208,6 +209,7 @@ VERBS: Final[dict[str, Callable[[Parsed], int]]] = {
     "cluster promote": promote,
     "cluster demote": demote,
     "cluster transfer": transfer,
+    "cluster set": change_settings,
     "cluster token": token,
     "cluster backup": backup,
     "cluster restore": restore,

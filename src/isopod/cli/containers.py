@@ -266,7 +266,7 @@ def _terminal(*, terminal: bool, stdin: bool) -> tuple[int, int]:
 
 def _spec(parsed: Parsed) -> Body:
     """Return the ContainerSpec that the options of run and create describe."""
-    from isopod.cli.options import labels, mount, resources
+    from isopod.cli.options import health_check, labels, mount, resources
 
     return {
         "image": parsed.words[0],
@@ -280,6 +280,7 @@ def _spec(parsed: Parsed) -> Body:
         "network": parsed.value("network", "bridge"),
         "resources": resources(parsed),
         "mounts": [mount(text) for text in parsed.values("volume")],
+        "health_check": health_check(parsed),
         "terminal": parsed.flag("tty"),
         "stdin_open": parsed.flag("interactive"),
         "auto_remove": parsed.flag("rm"),

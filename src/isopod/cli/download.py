@@ -35,7 +35,12 @@ def download(parsed: Parsed, method: str, path: str) -> Body:
     """
     with open_link(parsed) as link:
         partial = path + _PARTIAL
-        fd = console.open_private(partial)
+        try:
+            fd = console.open_private(partial)
+        except FileNotFoundError as error:
+            from isopod.world.errors import NotFound
+
+            raise NotFound("folder", path.rpartition("/")[0] or "/", "create it first") from error
         try:
             facts = _receive(link, method, fd)
             console.replace(partial, path, fd)

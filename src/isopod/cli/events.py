@@ -6,10 +6,10 @@ printed (or after the place where the stream began, which the node tells first),
 
 from __future__ import annotations
 
-from isopod.cli.follow import reopened
+from isopod.cli.follow import serve_bridged
 from isopod.cli.lean import Link, answer, number_of, text_of
 from isopod.cli.protocol import ERROR, ITEM, REPLY
-from isopod.cli.say import invalid, note, open_link, say
+from isopod.cli.say import invalid, say
 from isopod.world.host import console
 
 TYPE_CHECKING = False
@@ -28,21 +28,8 @@ def print_events(parsed: Parsed) -> int:
         IsopodError: The node went away and stayed away, or cannot go back so far.
     """
     printer = _Printer(_request(parsed), form=parsed.value("format", "table"))
-    link = open_link(parsed)
-    while True:
-        try:
-            with link:
-                printer.serve(link)
-            return 0
-        except OSError:
-            raise
-        except Exception as error:
-            from isopod.world.errors import Cancelled, Disconnected
-
-            if not isinstance(error, (Cancelled, Disconnected)):
-                raise
-            note("note: the node went away; waiting for it, 60 s at most\n")
-            link = reopened(parsed, error)
+    serve_bridged(parsed, printer.serve, lambda _: None)
+    return 0
 
 
 class _Printer:

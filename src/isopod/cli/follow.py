@@ -13,6 +13,7 @@ from isopod.world.host import console
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Final
 
     from isopod.cli.parse import Parsed
@@ -38,25 +39,15 @@ def print_logs(parsed: Parsed, body: Body) -> int:
         IsopodError: No such container, or the node went away and stayed away.
     """
     printer = Printer(body)
-    link = open_link(parsed)
-    while True:
-        try:
-            with link:
-                printer.serve(link)
-            return 0
-        except OSError:
-            raise
-        except Exception as error:
-            from isopod.world.errors import Cancelled, Disconnected
 
-            if not isinstance(error, (Cancelled, Disconnected)):
-                raise
-            if not body["follow"]:
-                printer.print_batch()
-                raise
-            printer.drop()
-            note(f"note: the node went away; waiting for it, {RECONNECT_LIMIT_S:.0f} s at most\n")
-            link = reopened(parsed, error)
+    def lost(error: Exception) -> None:
+        if not body["follow"]:
+            printer.print_batch()
+            raise error
+        printer.drop()
+
+    serve_bridged(parsed, printer.serve, lost)
+    return 0
 
 
 class Printer:
@@ -127,16 +118,38 @@ class Printer:
         return False
 
 
-def reopened(parsed: Parsed, error: Exception) -> Link:
-    """Connect again, as soon as the node is back.
+def serve_bridged(parsed: Parsed, serve: Callable[[Link], None], lost: Callable[[Exception], None]) -> None:
+    """Serve a stream to its end, and bridge restarts of the node.
 
     Args:
         parsed: The command line, for the node's socket.
-        error: How the connection was lost.
+        serve: Asks for the stream on a connection, from where it was cut, and returns at its end.
+        lost: Told of each loss before the node is waited for; what it raises ends the waiting.
 
     Raises:
-        Disconnected: It stayed away for too long: the first loss is reported.
+        Disconnected: The node was not there, or stayed away for too long.
+        IsopodError: What it answered.
     """
+    link = open_link(parsed)
+    while True:
+        try:
+            with link:
+                serve(link)
+            return
+        except OSError:  # of an output: nothing is imported for it
+            raise
+        except Exception as error:
+            from isopod.world.errors import Cancelled, Disconnected
+
+            if not isinstance(error, (Cancelled, Disconnected)):
+                raise
+            lost(error)
+            note(f"note: the node went away; waiting for it, {RECONNECT_LIMIT_S:.0f} s at most\n")
+            link = _reopened(parsed, error)
+
+
+def _reopened(parsed: Parsed, error: Exception) -> Link:
+    """Connect again, as soon as the node is back; Disconnected if it stays away for too long."""
     from isopod.world.errors import Disconnected
 
     until_s = console.monotonic_s() + RECONNECT_LIMIT_S

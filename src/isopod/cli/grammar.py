@@ -101,7 +101,7 @@ NETWORK_COMMANDS: Final = (
     Command(
         ("network connect",),
         "put a container on a network",
-        about="A container is on one network at most. One that runs gets the connection at its next start.",
+        about="A container is on one network at most. One that runs gets its link at once; the host's network at its next start.",
         arguments=(Argument("NETWORK", complete="network"), CONTAINER),
         examples=("isopod network connect backend web",),
         method="network.connect",
@@ -134,7 +134,7 @@ _CLUSTER_NODE_OPTIONS: Final = (
         default="node",
         choices=("node", "control", "agent"),
     ),
-    Option("--voters-max", "how many nodes vote at most; said when the cluster is founded", "N", default="5", choices=("1", "3", "5", "7")),
+    Option("--voters-max", "how many vote at most in a cluster it founds (cluster set)", "N", default="5", choices=("1", "3", "5", "7")),
 )
 
 NODE: Final = Command(
@@ -229,6 +229,15 @@ CLUSTER_COMMANDS: Final = (
         options=(_TIMEOUT, FORMAT),
         examples=("isopod cluster transfer 2",),
         method="cluster.transfer",
+    ),
+    Command(
+        ("cluster set",),
+        "change a setting of the whole cluster, while it runs",
+        about="With more room among the voters, learners that wait for it are promoted; with less, the dead are demoted first, the "
+        "leader last.",
+        options=(Option("--voters-max", "how many nodes vote at most", "N", choices=("1", "3", "5", "7")), _TIMEOUT, FORMAT),
+        examples=("isopod cluster set --voters-max 3",),
+        method="cluster.set",
     ),
     Command(
         ("cluster token",),
@@ -469,6 +478,28 @@ KV_COMMANDS: Final = (
         method="kv.read",
     ),
     Command(
+        ("kv txn",),
+        "read and write several keys in one step, if what they depend on is still so",
+        about="If all conditions hold, what --then says is done, else what --else says. A condition is WHAT KEY RELATION VALUE, where WHAT "
+        "is value, version, mod, create or lease, and RELATION =, !=, < or >; a key that is not there has version 0. An operation is put "
+        "KEY VALUE, delete KEY, delete-prefix PREFIX, get KEY or list PREFIX. FILE holds the same as JSON, - is standard input: for keys "
+        "with blanks and values that are no text. The exit code is 1 if a condition did not hold.",
+        arguments=(Argument("FILE", optional=True, complete="file"),),
+        options=(
+            Option("--if", "a condition", "CONDITION", repeatable=True),
+            Option("--then", "what to do if all hold, in this order", "OPERATION", repeatable=True),
+            Option("--else", "what to do if one does not", "OPERATION", repeatable=True),
+            _TIMEOUT,
+            FORMAT,
+        ),
+        examples=(
+            "isopod kv txn --if 'version lock = 0' --then 'put lock me' --else 'get lock'",
+            "isopod kv txn --then 'put a 1' --then 'delete b' --format json",
+            "isopod kv txn move.json",
+        ),
+        method="kv.txn",
+    ),
+    Command(
         ("kv watch",),
         "print changes of keys as they happen",
         arguments=(Argument("PREFIX", optional=True),),
@@ -481,8 +512,11 @@ SECTIONS: Final = (
     ("Containers", CONTAINER_COMMANDS),
     ("Images", IMAGE_COMMANDS),
     ("Networks", NETWORK_COMMANDS),
+    ("Cluster", CLUSTER_COMMANDS),
+    ("Keys and values", KV_COMMANDS),
     ("System", SYSTEM_COMMANDS),
 )
+"""All commands, as the reference has them."""
 GROUPS: Final = (
     ("container", "all about containers"),
     ("image", "all about images"),

@@ -34,6 +34,11 @@ _CREATE_OPTIONS: Final = (
     Option("--network", "bridge, none, host, or the name of a network", "NETWORK", default="bridge", complete="network"),
     Option("--hostname", "the host name inside", "NAME", default="the container's short id"),
     Option("-l --label", "a label for the container", "KEY[=VALUE]", repeatable=True),
+    Option("--health-cmd", "a command for sh -c that is run inside from time to time; well is what ends with 0", "COMMAND"),
+    Option("--health-interval", "how long to wait before each: 10s, 1m", "TIME", default="30s"),
+    Option("--health-timeout", "how long each may take", "TIME", default="30s"),
+    Option("--health-retries", "how many failures in a row make it unhealthy", "N", default="3"),
+    Option("--health-start-period", "so long after the start a failure does not count, until the first success", "TIME", default="0s"),
     _INTERACTIVE,
     _TTY,
 )

@@ -70,11 +70,11 @@ def load(parsed: Parsed) -> int:
 
 def _source(path: str, hint: str) -> FileSource | FolderSource:
     """Open what is sent: standard input for "-", else a folder or a file."""
-    from isopod.cli.upload import FileSource, FolderSource
+    from isopod.cli.upload import FileSource, FolderSource, open_file
 
     if path == "-":
         return FileSource(_stdin(hint), owned=False)
-    return FolderSource(path) if console.is_folder(path) else FileSource(_open(path), owned=True)
+    return FolderSource(path) if console.is_folder(path) else FileSource(open_file(path), owned=True)
 
 
 def _stdin(hint: str) -> int:
@@ -86,17 +86,6 @@ def _stdin(hint: str) -> int:
     if console.is_terminal(console.STDIN):
         raise invalid("archive", "-", "standard input is a terminal", hint)
     return console.STDIN
-
-
-def _open(path: str) -> int:
-    from isopod.world.errors import NotFound, from_os_error
-
-    try:
-        return console.open_to_read(path)
-    except FileNotFoundError:
-        raise NotFound("file", path) from None
-    except OSError as error:
-        raise from_os_error(error, "read", path) from error
 
 
 VERBS: Final[dict[str, Callable[[Parsed], int]]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from contextlib import aclosing
 
@@ -13,7 +14,7 @@ from isopod.journal.folder import CURRENT, explained
 from isopod.journal.recovery import read_header, read_manifest
 from isopod.journal.repair import plan, repair
 from isopod.journal.source import open_source
-from isopod.journal.verify import Survey, claim_existing, verify
+from isopod.journal.verify import Survey, claim_existing, reading, verify
 from isopod.world.errors import JournalDamaged, WrongState
 from isopod.world.host import console
 from isopod.world.host.loop import new_loop
@@ -56,24 +57,21 @@ async def dump(world: World, folder: str, parsed: Parsed) -> int:
     """`isopod journal dump`."""
     first, limit = _number(parsed, "from", 0), _number(parsed, "limit", 1 << 62)
     show = _record_json if parsed.value("format", "table") == "json" else _record_line
-    lock = await claim_existing(world, folder)
     n_shown = n_problems = 0
-    try:
-        with explained("read the journal in", folder):
-            async with aclosing(Survey(world, folder).pieces()) as pieces:
-                async for piece in pieces:
-                    if piece.problem is not None:
-                        n_problems += 1
-                        bad = piece.problem
-                        complain(JournalDamaged(f"{folder}/{bad.path}", bad.offset, bad.why, lsn=bad.lsn).message, "")
-                    for record in piece.batch.records if piece.batch is not None else ():
-                        if record.lsn >= first and n_shown < limit:
-                            say(show(record))
-                            n_shown += 1
-                    if n_shown >= limit:
-                        break
-    finally:
-        lock.close()
+    async with reading(world, folder), aclosing(Survey(world, folder).pieces()) as pieces:
+        while n_shown < limit:
+            with explained("read the journal in", folder):  # and not what an output says
+                piece = await anext(pieces, None)
+            if piece is None:
+                break
+            if piece.problem is not None:
+                n_problems += 1
+                bad = piece.problem
+                complain(JournalDamaged(f"{folder}/{bad.path}", bad.offset, bad.why, lsn=bad.lsn).message, "")
+            for record in piece.batch.records if piece.batch is not None else ():
+                if record.lsn >= first and n_shown < limit:
+                    say(show(record))
+                    n_shown += 1
     return EXIT_DAMAGED if n_problems else 0
 
 
@@ -143,14 +141,13 @@ def main(parsed: Parsed) -> int:
     """Carry out `isopod journal ...`; returns the exit code."""
     assert parsed.command is not None
     verb = VERBS[parsed.command.name]
-    loop = new_loop("asyncio")
     world = make_host_world()
-    try:
-        return loop.run_until_complete(verb(world, console.absolute(parsed.words[0]), parsed))
-    finally:
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        world.close()
-        loop.close()
+    # The runner turns a Ctrl-C into a cancellation: what is open is closed in order.
+    with asyncio.Runner(loop_factory=lambda: new_loop("asyncio")) as runner:
+        try:
+            return runner.run(verb(world, console.absolute(parsed.words[0]), parsed))
+        finally:
+            world.close()
 
 
 def _report(report: IntegrityReport) -> str:

@@ -24,7 +24,8 @@ def overview() -> str:
         shown = [(command.name, command.help) for command in commands if command.name.split()[0] not in _families()]
         if title == "Networks":
             shown = [(command.name, command.help) for command in commands]
-        lines += ["", f"{title}:", *_columns(shown)]
+        if shown:  # the rest stands under the families
+            lines += ["", f"{title}:", *_columns(shown)]
     lines += ["", "Families (their commands under a common first word):"]
     lines += _columns([(f"{name} ...", about) for name, about in grammar.GROUPS])
     lines += ["", "Options:", *_options((*grammar.GLOBAL_OPTIONS, grammar.VERSION))]

@@ -14,8 +14,23 @@ if TYPE_CHECKING:
     from isopod.cli.parse import Parsed
 
 _HOW = {"ro": True, "rw": False}
+ANSWER_TIMEOUT = "5"
+"""Seconds, where --timeout says nothing."""
 NO_LIMIT = "-1"
 """A limit's value that takes it away."""
+
+
+def timeout_s(parsed: Parsed) -> float:
+    """Return how long --timeout lets the node take.
+
+    Raises:
+        InvalidArgument: It is no time, or out of range.
+    """
+    text = parsed.value("timeout", ANSWER_TIMEOUT)
+    seconds = parse_duration(text)
+    if not 0 < seconds <= 3600:
+        raise invalid("--timeout", text, "want more than 0, at most an hour")
+    return seconds
 
 
 def mount(text: str) -> dict[str, object]:
@@ -53,6 +68,30 @@ def resources(parsed: Parsed) -> dict[str, object]:
         "cpus": parse_cpus(cpus) if cpus else None,
         "pids_max": int(pids) if pids and pids != NO_LIMIT else None,
     }
+
+
+def health_check(parsed: Parsed) -> dict[str, object] | None:
+    """Return the HealthCheck that the options of --health-cmd describe, None without one.
+
+    Raises:
+        InvalidArgument: One of them makes no sense.
+    """
+    command = parsed.value("health-cmd")
+    others = [name for name in ("interval", "timeout", "retries", "start-period") if parsed.value(f"health-{name}")]
+    if not command:
+        if others:
+            raise invalid(f"--health-{others[0]}", parsed.value(f"health-{others[0]}"), "there is no command", "add --health-cmd COMMAND")
+        return None
+    found: dict[str, object] = {"command": ["sh", "-c", command]}
+    for name in others:
+        text = parsed.value(f"health-{name}")
+        if name != "retries":
+            found[f"{name.replace('-', '_')}_s"] = parse_duration(text)
+        elif text.isascii() and text.isdigit() and len(text) < 10:
+            found["retries"] = int(text)
+        else:
+            raise invalid("--health-retries", text, "want a number")
+    return found
 
 
 def labels(texts: list[str]) -> dict[str, str]:

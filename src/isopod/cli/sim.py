@@ -1,7 +1,8 @@
 """`isopod sim`: whole clusters in the simulation, from seeds, with every promise checked. Needs no node and no root.
 
-The report goes to standard output and what concerns a person who waits to standard error; with --shrink the only thing on standard output
-is the scenario file. The exit code is 1 if any run broke a promise.
+The report goes to standard output and what concerns a person who waits to standard error. With --shrink the only thing on standard output
+is the scenario file; with --format json it is an object a run, and the summary goes to standard error. The exit code is 1 if any run broke
+a promise.
 """
 
 from __future__ import annotations
@@ -10,8 +11,7 @@ import json
 from typing import TYPE_CHECKING, Final, Protocol
 
 from isopod.cli.say import invalid, note, say
-from isopod.testing.coverage import Coverage
-from isopod.testing.outcome import describe, describe_coverage
+from isopod.testing.outcome import Summary, describe
 from isopod.testing.plan import NODES_MAX, decode_plan, encode_plan
 from isopod.testing.scenarios import DEFAULT_SCENARIO, DEFAULT_SEED, SCENARIOS, make_plan, scenario
 from isopod.testing.shrink import RUNS_MAX, shrink
@@ -40,6 +40,8 @@ SEED_VARIABLES: Final = ("ISOPOD_SIM_SEED", "MADSIM_TEST_SEED")
 """Where a seed is looked for if no option says one; the second is the reference's name."""
 SEED_MAX: Final = (1 << 64) - 1
 _RUNS_MAX: Final = 1_000_000
+_PROGRESS_S: Final = 10.0
+_KEPT: Final = "every promise kept"
 _UNTIL_S_MAX: Final = 86_400.0
 
 
@@ -61,30 +63,27 @@ def main(parsed: Parsed, run: Run = run_plan) -> int:
 
 def _many(parsed: Parsed, plans: Iterator[Plan], run: Run) -> int:
     only_digest, as_json, shrinks = parsed.flag("digest"), parsed.value("format") == "json", parsed.flag("shrink")
-    coverage, n_runs, n_failed, began_s, virtual_s = Coverage(), 0, 0, console.monotonic_s(), 0.0
+    summary, began_s = Summary(), console.monotonic_s()
+    progress = _Progress(began_s)
     for plan in plans:
         outcome = run(plan)
-        n_runs += 1
-        virtual_s += outcome.virtual_s
-        coverage.add(outcome.coverage)
-        _progress(n_runs, outcome, console.monotonic_s() - began_s)
+        summary.add(outcome)
+        progress.tell(summary, outcome)
         if only_digest:
             say(outcome.digest + "\n")
         elif as_json:
             say(json.dumps(outcome.facts()) + "\n")
         elif not shrinks:
             say(describe(outcome))
-        if outcome.violations:
-            n_failed += 1
-            if shrinks:
-                _shrink(outcome, run)
-                break
-    taken_s = max(1e-9, console.monotonic_s() - began_s)
-    if not only_digest and not as_json and not shrinks:
-        say(describe_coverage(coverage))
-        speed = f"{virtual_s:.1f} virtual seconds in {taken_s:.1f} s ({virtual_s / taken_s:.0f} times real time)"
-        say(f"{n_runs} runs, {n_failed} with a violation; {speed}\n")
-    return EXIT_VIOLATION if n_failed else 0
+        if outcome.violations and shrinks:
+            _shrink(outcome, run)
+            break
+    progress.end()
+    if as_json:
+        note(summary.describe(console.monotonic_s() - began_s))
+    elif not only_digest and not shrinks:
+        say(summary.describe(console.monotonic_s() - began_s))
+    return EXIT_VIOLATION if summary.failed else 0
 
 
 def _traced(parsed: Parsed, plan: Plan, run: Run) -> int:
@@ -114,11 +113,31 @@ def _shrink(outcome: Outcome, run: Run) -> None:
     say(encode_plan(msgspec.structs.replace(shrunk.plan, found=outcome.failure)).decode())
 
 
-def _progress(n_runs: int, outcome: Outcome, taken_s: float) -> None:
-    """Say how far it is, where a person looks on."""
-    if console.is_terminal(console.STDERR):
-        note(f"\r{n_runs} runs in {taken_s:.0f} s; seed {outcome.plan.seed}: {outcome.failure or 'every promise kept'}\x1b[K")
-        if outcome.violations:
+class _Progress:
+    """Says on standard error how far it is: one line that changes where a person looks on, else a line now and then and for each failure.
+
+    Args:
+        began_s: When it began, of the console's clock.
+    """
+
+    def __init__(self, began_s: float) -> None:
+        self._began_s = self._told_s = began_s
+        self._is_seen = console.is_terminal(console.STDERR)
+
+    def tell(self, summary: Summary, outcome: Outcome) -> None:
+        """A run has ended."""
+        now_s = console.monotonic_s()
+        seed, failure = outcome.plan.seed, outcome.failure
+        text = f"{summary.n_runs} runs in {now_s - self._began_s:.0f} s, {len(summary.failed)} failed; seed {seed}: {failure or _KEPT}"
+        if self._is_seen:
+            note(f"\r{text}\x1b[K" + ("\n" if failure else ""))
+        elif failure or now_s - self._told_s >= _PROGRESS_S:
+            self._told_s = now_s
+            note(text + "\n")
+
+    def end(self) -> None:
+        """No line is to be written over any more."""
+        if self._is_seen:
             note("\n")
 
 
@@ -128,7 +147,7 @@ def _plans(parsed: Parsed) -> Iterator[Plan]:
         path = console.absolute(parsed.words[0])
         data = console.read_small_file(path)
         if data is None:
-            raise NotFound("scenario file", path)
+            raise NotFound("scenario file", path, "--shrink prints one; a scenario that has a name: --scenario NAME, and --list lists them")
         yield decode_plan(data, path)
         return
     names = [each.name for each in SCENARIOS] if parsed.value("scenario") == "all" else [parsed.value("scenario", DEFAULT_SCENARIO)]

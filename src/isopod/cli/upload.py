@@ -24,6 +24,23 @@ IDLE_LIMIT_S: Final = 300.0
 MEBIBYTE: Final = 1 << 20
 
 
+def open_file(path: str) -> int:
+    """Return a descriptor of a file to be sent.
+
+    Raises:
+        NotFound: There is none.
+        UnavailableError: It cannot be read.
+    """
+    from isopod.world.errors import NotFound, from_os_error
+
+    try:
+        return console.open_to_read(path)
+    except FileNotFoundError:
+        raise NotFound("file", path) from None
+    except OSError as error:
+        raise from_os_error(error, "read", path) from error
+
+
 class FileSource:
     """An open descriptor. `owned`: it is closed here."""
 

@@ -81,11 +81,12 @@ async def make_backup(store: MetadataStore, world: World, networks_file: str) ->
         BadRecord, UnavailableError: The networks cannot be read.
     """
     networks = await load_networks(world.disk, networks_file)
+    n_containers = len(store.records())  # of the same moment: nothing else runs before `encode` has looked
     cursor, snapshot = await store.encode()
     records = snapshot.rstrip()
     data = msgspec.json.encode(_Data(msgspec.Raw(records), None if networks is None else tuple(networks)))
     digest = _digest(data)
-    facts = BackedUp(cursor=cursor, containers=len(_head(records, "backup").containers), digest=digest)
+    facts = BackedUp(cursor=cursor, containers=n_containers, digest=digest)
     return Backup(msgspec.json.encode(_File(WHAT, VERSION, digest, msgspec.Raw(data))) + b"\n", facts)
 
 

@@ -7,7 +7,7 @@
 | environment | at the next start, and in every `exec` from now on | at the next start |
 | mounts | refused | at the next start |
 | network, off | at once: its link goes | at the next start |
-| network, on | at the next start | at the next start |
+| network, on | at once: it gets a link; the host's network at the next start | at the next start |
 
 One request is one batch: all of it is done or nothing. What takes effect later is said in `notes`.
 """
@@ -22,11 +22,13 @@ from isopod.engine import operations as ops
 from isopod.engine.containers import Containers, Entry
 from isopod.engine.creation import check_mounts, check_resources, check_sources
 from isopod.engine.metadata import MetadataStore
+from isopod.engine.network.networks import HOST
 from isopod.engine.stage import Stage
 from isopod.engine.states import LIVE
 from isopod.engine.supervisor import Supervisor
 from isopod.runtime.logger import Logger
 from isopod.world.errors import InvalidArgument, IsopodError, NotFound, WrongState
+from isopod.world.processes import ProcessIdentity
 from isopod.world.world import World
 
 NO_LIMIT: Final = -1
@@ -68,12 +70,14 @@ class Changes:
         return await self._containers.carry_through(self._update(self._containers.entry(request.name), request))
 
     async def connect(self, request: ConnectNetwork) -> UpdatedContainer:
-        """Put a container on a network, from its next start on.
+        """Put a container on a network: at once if it runs, but for the host's, which one that runs cannot be moved to.
 
         Raises:
             NotFound: No such container or network.
             InUse: It is on another network.
             AlreadyExists: It is on this one.
+            Exhausted: The network has no address left.
+            UnavailableError: The kernel refused; nothing changed.
         """
         return await self._containers.carry_through(self._connect(self._containers.entry(request.name), request.network))
 
@@ -142,28 +146,46 @@ class Changes:
             self._stage.check_network(network)
             if network == ops.NO_NETWORK:
                 raise InvalidArgument("network", network, "it is the absence of one", f"isopod network disconnect NET {record.name}")
-            await self._store.commit(ops.AttachNetwork(record.id, Endpoint(network=network)))
-            notes = (f"the connection {LATER}",) if record.status in LIVE else ()
-            return UpdatedContainer(container=entry.record, notes=notes)
+            wanted = ops.AttachNetwork(record.id, Endpoint(network=network))
+            ops.check(wanted, self._store)  # what would be refused is refused before there is a link
+            process = _process_of(record)
+            if process is None or network == HOST:
+                await self._store.commit(wanted)
+                notes = (f"the connection {LATER}",) if record.status in LIVE else ()
+                return UpdatedContainer(container=entry.record, notes=notes)
+            endpoint = await self._stage.connect(record, network, process)
+            try:
+                await self._store.commit(msgspec.structs.replace(wanted, network=endpoint))
+            except BaseException:
+                await self._stage.disconnect(record)
+                raise
+            return UpdatedContainer(container=entry.record)
 
     async def _disconnect(self, entry: Entry, network: str) -> UpdatedContainer:
         async with entry.lock:
             record = self._present(entry)
             if record.network.network != network or network == ops.NO_NETWORK:
                 raise NotFound(f"network {network} of container", record.name, f"it is on {record.network.network}")
-            if network == "host" and record.status in LIVE:
+            if network == HOST and record.status in LIVE:
                 raise WrongState(
                     "container", record.name, record.status, "leave the host's network", hint=f"first: isopod stop {record.name}"
                 )
             await self._store.commit(ops.DetachNetwork(record.id))
             if record.network.ip_address is not None:
-                await self._stage.disconnect(record.id)  # if the kernel refuses, the container's end clears it away
+                await self._stage.disconnect(record)  # if the kernel refuses, the container's end clears it away
             return UpdatedContainer(container=entry.record)
 
     def _present(self, entry: Entry) -> Container:
         if self._containers.is_gone(entry):
             raise NotFound("container", entry.last.name, "it was removed meanwhile")
         return entry.record
+
+
+def _process_of(record: Container) -> ProcessIdentity | None:
+    """Return the first process of one that runs."""
+    if record.status not in ("running", "paused") or record.pid is None or record.pid_started_ticks is None:
+        return None
+    return ProcessIdentity(record.pid, record.pid_started_ticks)
 
 
 def _new_limits(now: Resources, request: UpdateContainer) -> Resources:

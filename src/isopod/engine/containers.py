@@ -10,7 +10,7 @@ Not here: what can be changed of a container that exists (`changes`), how a proc
 
 import asyncio
 import errno
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -239,18 +239,12 @@ class Containers:
         """Run one more command in a running container; return its exit code, None if its supervisor died without telling."""
         entry = self._find(request.name)
         if entry.record.status != "running":
-            raise WrongState("container", entry.record.name, entry.record.status, "run a command in it", hint="start it first")
+            hint = "`isopod unpause` lets it go on" if entry.record.status == "paused" else "start it first"
+            raise WrongState("container", entry.record.name, entry.record.status, "run a command in it", hint=hint)
         if not request.command or not request.command[0]:
             raise InvalidArgument("command", "", "nothing to run")
         creation.check_command(request.command, request.env, request.working_dir or "/")
-        name = self._world.random.token_hex(8)
-        folder = f"{self._layout.bundle(entry.record.id)}/{name}"
-        starting = self._background(self._exec(entry, request, name, folder), f"exec in {entry.record.id}", logged=False)
-        try:
-            session = await asyncio.shield(starting)
-        except asyncio.CancelledError:
-            self._background(self._withdraw_exec(starting, folder), f"withdraw exec in {entry.record.id}")
-            raise
+        session, folder = await self._open_session(entry, request)
         try:
             await stdio.send(Started(id=entry.record.id, name=entry.record.name))
             await converse(session.attached, stdio, lambda signum: self._signal_pid(session.pid, signum))
@@ -258,6 +252,44 @@ class Containers:
         finally:
             session.close()
             self._background(self._clear_exec(session, folder), f"watch exec in {entry.record.id}")
+
+    async def probe(self, identifier: str, command: Sequence[str]) -> int | None:
+        """Run a command in a running container, what it writes dropped; return its exit code, None if its supervisor died without telling.
+
+        Cancelling kills the command.
+
+        Raises:
+            NotFound, WrongState: It is gone, or does not run.
+            CommandNotRunnable, RuntimeFailed: The command could not be started.
+        """
+        entry = self._entries.get(identifier)
+        if entry is None:
+            raise NotFound("container", identifier[:12])
+        session, folder = await self._open_session(entry, ExecContainer(name=identifier, command=tuple(command)))
+        process = self._world.processes.identify(session.pid)
+        has_ended = False
+        try:
+            async for _ in session.attached.outputs():
+                pass
+            code = await session.wait()
+            has_ended = True
+            return code
+        finally:
+            if not has_ended and process is not None:
+                self._world.processes.signal(process, _SIGKILL)
+            session.close()
+            self._background(self._clear_exec(session, folder), f"watch exec in {identifier}")
+
+    async def _open_session(self, entry: Entry, request: ExecContainer) -> tuple[ExecSession, str]:
+        """Start a command in a container; return its session and the session's folder. Who is cancelled has withdrawn it."""
+        name = self._world.random.token_hex(8)
+        folder = f"{self._layout.bundle(entry.record.id)}/{name}"
+        starting = self._background(self._exec(entry, request, name, folder), f"exec in {entry.record.id}", logged=False)
+        try:
+            return await asyncio.shield(starting), folder
+        except asyncio.CancelledError:
+            self._background(self._withdraw_exec(starting, folder), f"withdraw exec in {entry.record.id}")
+            raise
 
     async def commit(self, request: CommitContainer) -> Image:
         """Make an image of a container's files; a running one is frozen meanwhile."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from isopod.api.messages import Container, ContainerSpec, Endpoint, Image, Mount, Resources
+from isopod.api.messages import Container, ContainerSpec, Endpoint, HealthCheck, Image, Mount, Resources
 from isopod.world.errors import InvalidArgument
 from isopod.world.ids import SHORT_ID_CHARS, check_name
 from isopod.world.units import CPUS_MAX
@@ -16,6 +16,9 @@ _TEXT_CHARS_MAX: Final = 128 << 10
 LABELS_MAX: Final = 1024
 LABEL_CHARS_MAX: Final = 64 << 10
 MOUNTS_MAX: Final = 256
+HEALTH_S_MIN: Final = 0.1
+HEALTH_S_MAX: Final = 86_400.0
+HEALTH_RETRIES_MAX: Final = 1000
 _PROTECTED: Final = ("/", "/proc", "/sys", "/dev")
 
 
@@ -39,6 +42,7 @@ def first_record(spec: ContainerSpec, image: Image, *, identifier: str, now_ns: 
     working_dir = spec.working_dir or image.config.working_dir or "/"
     check_command(spec.command, spec.env, working_dir)
     check_mounts(spec.mounts)
+    check_health(spec.health_check)
     return Container(
         id=identifier,
         name=name,
@@ -59,6 +63,7 @@ def first_record(spec: ContainerSpec, image: Image, *, identifier: str, now_ns: 
         network=Endpoint(network=spec.network),
         resources=spec.resources,
         mounts=spec.mounts,
+        health_check=spec.health_check,
     )
 
 
@@ -138,6 +143,28 @@ def check_labels(labels: Mapping[str, str]) -> None:
     for key, value in labels.items():
         if not key or "\0" in key + value or len(key) + len(value) > LABEL_CHARS_MAX:
             raise InvalidArgument("label", key[:40], "it has no name, holds a NUL, or is too long", "want KEY=VALUE")
+
+
+def check_health(check: HealthCheck | None) -> None:
+    """Check a health check.
+
+    Raises:
+        InvalidArgument: It has no command, or a value is out of range.
+    """
+    if check is None:
+        return
+    _check_texts(check.command)
+    if not check.command or not check.command[0]:
+        raise InvalidArgument("health check", "", "it has no command", "for example --health-cmd 'test -e /ready'")
+    for name, value, least in (
+        ("interval", check.interval_s, HEALTH_S_MIN),
+        ("timeout", check.timeout_s, HEALTH_S_MIN),
+        ("start period", check.start_period_s, 0.0),
+    ):
+        if not least <= value <= HEALTH_S_MAX:
+            raise InvalidArgument(f"health {name}", f"{value:g}", f"want {least:g} to {HEALTH_S_MAX:g} seconds")
+    if not 1 <= check.retries <= HEALTH_RETRIES_MAX:
+        raise InvalidArgument("health retries", check.retries, f"want 1 to {HEALTH_RETRIES_MAX}")
 
 
 def check_mounts(mounts: Sequence[Mount]) -> None:

@@ -13,6 +13,7 @@ from isopod.engine.backup import Backup, make_backup
 from isopod.engine.changes import Changes
 from isopod.engine.containers import Containers
 from isopod.engine.events import LoggingHandler, MetricsHandler
+from isopod.engine.health import HealthChecks
 from isopod.engine.images.store import ImageStore
 from isopod.engine.layout import Layout
 from isopod.engine.metadata import RECORDS, MetadataStore
@@ -59,6 +60,7 @@ class Engine:
         containers: Containers,
         changes: Changes,
         usage: Usage,
+        health: HealthChecks,
     ) -> None:
         self.machine = machine
         self.layout = layout
@@ -70,6 +72,7 @@ class Engine:
         self.usage = usage
         self._world = world
         self._stage = stage
+        self._health = health
 
     @classmethod
     async def open(cls, world: World, settings: EngineSettings, *, logger: Logger, metrics: Registry) -> "Engine":
@@ -139,6 +142,7 @@ class Engine:
             containers=containers,
             changes=changes,
             usage=usage,
+            health=HealthChecks(world, store, containers, logger=logger),
         )
 
     @property
@@ -167,6 +171,7 @@ class Engine:
 
     async def close(self) -> None:
         """Let go; containers go on."""
+        await self._health.close()
         try:
             await self.containers.settle()
             await self.containers.close()

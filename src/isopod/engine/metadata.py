@@ -371,23 +371,26 @@ class MetadataStore:
                 await self._news.wait()
                 continue
             group, self._queue = self._queue[:GROUP_MAX], self._queue[GROUP_MAX:]
-            try:
-                await self._write_group(group)
-            except Exception as error:  # noqa: BLE001  whatever it was, nobody may wait for ever
-                for request in group:
-                    _refuse(request, error)
-                if not isinstance(error, IsopodError):
-                    self._logger.error("metadata.writer_failed", why=repr(error))
+            await self._write_or_refuse(group)
+
+    async def _write_or_refuse(self, group: Sequence[_Request]) -> None:
+        try:
+            await self._write_group(group)
+        except Exception as error:  # noqa: BLE001  whatever it was, nobody may wait for ever
+            for request in group:
+                _refuse(request, error)
+            if not isinstance(error, IsopodError):
+                self._logger.error("metadata.writer_failed", why=repr(error))
 
     async def _write_group(self, group: Sequence[_Request]) -> None:
         accepted, planned = self._plan(group)
         if not planned:
             return
         packed = [(KIND, self._pack(entry)) for _, entry in planned]
-        if len(group) > 1 and sum(len(payload) for _, payload in packed) > self._settings.batch_bytes_max // 2:
-            middle = len(group) // 2  # one batch of the journal has to fit into one segment
-            await self._write_group(group[:middle])
-            await self._write_group(group[middle:])
+        if len(group) > 1 and not self._fits([len(payload) for _, payload in packed]):
+            middle = len(group) // 2  # what is too large is refused alone, and not those who came at the same time
+            await self._write_or_refuse(group[:middle])
+            await self._write_or_refuse(group[middle:])
             return
         last = await self._journal.commit(packed)
         first = last - len(planned) + 1
@@ -426,6 +429,10 @@ class MetadataStore:
                 told.put(change.id, ops.apply(change, before, at_ns=at_ns, revision=0))
         return accepted, planned
 
+    def _fits(self, sizes: Sequence[int]) -> bool:
+        """Whether records of these sizes surely go into one batch of the journal, which has to fit into one segment."""
+        return sum(sizes) <= self._settings.batch_bytes_max // 2 and max(sizes) <= self._settings.payload_bytes_max
+
     def _pack(self, entry: Entry) -> bytes:
         return b'{"v":%d,"entry":%s}' % (FORMAT, self._encoder.encode(entry))
 
@@ -451,8 +458,6 @@ class MetadataStore:
             cursor = await self.snapshot()
             self._logger.debug("metadata.snapshot", cursor=cursor)
         except IsopodError as error:
-            self._logger.warning("metadata.snapshot_failed", why=str(error))
-        except OSError as error:
             self._logger.warning("metadata.snapshot_failed", why=str(error))
 
     # --- opening ------------------------------------------------------------------------------------------------------

@@ -44,6 +44,13 @@ class _Operation(msgspec.Struct, frozen=True, tag_field="op", omit_defaults=True
     """Base."""
 
 
+class _Change(_Operation, frozen=True):
+    """Base of those on a record that exists."""
+
+    id: str
+    """Whose record it is about."""
+
+
 class Create(_Operation, frozen=True, tag="create"):
     """A new sandbox."""
 
@@ -55,78 +62,65 @@ class Create(_Operation, frozen=True, tag="create"):
         return self.record.id
 
 
-class Delete(_Operation, frozen=True, tag="delete"):
+class Delete(_Change, frozen=True, tag="delete"):
     """Forget one."""
 
-    id: str
 
-
-class UpdateStatus(_Operation, frozen=True, tag="status"):
+class UpdateStatus(_Change, frozen=True, tag="status"):
     """Only the state in the table of states."""
 
-    id: str
     status: Status
 
 
-class UpdateState(_Operation, frozen=True, tag="state"):
+class UpdateState(_Change, frozen=True, tag="state"):
     """All that is known of a running or ended one."""
 
-    id: str
     state: State
 
 
-class UpdateHealth(_Operation, frozen=True, tag="health"):
+class UpdateHealth(_Change, frozen=True, tag="health"):
     """What its health check found."""
 
-    id: str
     health: Health
 
 
-class UpdateEnvironment(_Operation, frozen=True, tag="environment"):
+class UpdateEnvironment(_Change, frozen=True, tag="environment"):
     """All variables, replacing those before."""
 
-    id: str
     env: dict[str, str]
 
 
-class UpdateLabels(_Operation, frozen=True, tag="labels"):
+class UpdateLabels(_Change, frozen=True, tag="labels"):
     """All labels, replacing those before."""
 
-    id: str
     labels: dict[str, str]
 
 
-class UpdateResources(_Operation, frozen=True, tag="resources"):
+class UpdateResources(_Change, frozen=True, tag="resources"):
     """All limits, replacing those before."""
 
-    id: str
     resources: Resources
 
 
-class AttachNetwork(_Operation, frozen=True, tag="attach"):
+class AttachNetwork(_Change, frozen=True, tag="attach"):
     """Put it on a network; it is on none."""
 
-    id: str
     network: Endpoint
 
 
-class DetachNetwork(_Operation, frozen=True, tag="detach"):
+class DetachNetwork(_Change, frozen=True, tag="detach"):
     """Take it off its network."""
 
-    id: str
 
-
-class AddMount(_Operation, frozen=True, tag="add_mount"):
+class AddMount(_Change, frozen=True, tag="add_mount"):
     """One more mount, of one that does not run."""
 
-    id: str
     mount: Mount
 
 
-class RemoveMount(_Operation, frozen=True, tag="remove_mount"):
+class RemoveMount(_Change, frozen=True, tag="remove_mount"):
     """One mount less, by its place inside, of one that does not run."""
 
-    id: str
     destination: str
 
 

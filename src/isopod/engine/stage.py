@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from isopod.api.messages import Container, Image, Resources
+from isopod.api.messages import Container, Endpoint, Image, Resources
 from isopod.engine.bundle import BundlePaths, Isolation, Json, build_config, build_limits
 from isopod.engine.images.store import ImageStore
 from isopod.engine.layout import Layout
@@ -18,6 +18,7 @@ from isopod.engine.network.resolve import hosts_text, resolv_text
 from isopod.engine.users import ResolvedUser, resolve_user
 from isopod.world.errors import from_os_error
 from isopod.world.kernel import CgroupFacts
+from isopod.world.processes import ProcessIdentity
 from isopod.world.world import World
 
 _HOST_RESOLV: Final = "/etc/resolv.conf"
@@ -78,13 +79,43 @@ class Stage:
             await asyncio.shield(asyncio.ensure_future(self.clear(record.id)))
             raise
 
-    async def disconnect(self, identifier: str) -> None:
+    async def connect(self, record: Container, network: str, process: ProcessIdentity) -> Endpoint:
+        """Put a container that runs and is on no network on one: its link, its address, its line in its /etc/hosts.
+
+        Args:
+            record: The container.
+            network: A bridge network.
+            process: Its first process.
+
+        Raises:
+            NotFound: No such network.
+            Exhausted: The network has no address left.
+            UnavailableError: The kernel or a disk failed; nothing is left behind.
+        """
+        attachment = await self._networks.attach(record.id, network, process)
+        try:
+            await self._write_hosts(record, attachment.endpoint.ip_address)
+        except BaseException:
+            await self._networks.detach(record.id)
+            raise
+        return attachment.endpoint
+
+    async def disconnect(self, record: Container) -> None:
         """Take a container that runs off its network: its link goes, its loopback stays.
 
         Raises:
-            UnavailableError: The kernel refused.
+            UnavailableError: The kernel refused, or a disk failed.
         """
-        await self._networks.detach(identifier)
+        await self._networks.detach(record.id, waits=True)
+        await self._write_hosts(record, None)
+
+    async def _write_hosts(self, record: Container, address: str | None) -> None:
+        """Write the file that is mounted over /etc/hosts, in its place: who has it open or mounted sees it."""
+        path = f"{self._layout.bundle(record.id)}/hosts"
+        try:
+            await self._write(path, hosts_text(record.hostname, address))
+        except OSError as error:
+            raise from_os_error(error, "write", path) from error
 
     def limits(self, resources: Resources) -> Json:
         """Return limits in the runtime's words, for a container that runs."""

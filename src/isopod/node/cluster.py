@@ -3,6 +3,7 @@
 Thin: the work is `isopod.cluster`'s. A node that is in no cluster has these verbs too, and says how to bring it into one.
 """
 
+import asyncio
 from typing import Any, Final
 
 from isopod.api import cluster as c
@@ -10,7 +11,7 @@ from isopod.api import messages as m
 from isopod.api.store import methods as store_methods
 from isopod.cluster.member import ClusterNode
 from isopod.cluster.members import records
-from isopod.cluster.members.backup import make_backup, read_backup, restore
+from isopod.cluster.members.backup import BackupMaker
 from isopod.cluster.members.config import ClusterConfig, Init, PeerSpec, Role, parse_peer, parse_tcp
 from isopod.cluster.members.members import Members
 from isopod.cluster.store.replica import Replica
@@ -19,7 +20,7 @@ from isopod.net.rpc import Call, Handler
 from isopod.net.rpc.call import AnyHandler, AnyMethod
 from isopod.runtime.config import NodeConfig
 from isopod.wire.service import Method
-from isopod.world.errors import Exhausted, InvalidArgument, NotFound, WrongState
+from isopod.world.errors import Exhausted, InvalidArgument, NotFound, NotStarted, WrongState
 from isopod.world.world import World
 
 AnyCall = Call[Any, Any]
@@ -91,6 +92,7 @@ class ClusterServices:
             c.PROMOTE: self.promote,
             c.DEMOTE: self.demote,
             c.TRANSFER: self.transfer,
+            c.SET: self.set,
             c.TOKEN_CREATE: self.create_token,
             c.TOKEN_LIST: self.tokens,
             c.TOKEN_REVOKE: self.revoke_token,
@@ -137,6 +139,10 @@ class ClusterServices:
         """Have another node lead."""
         return await self._members().transfer(request.node_id, timeout_s=request.timeout_s)
 
+    async def set(self, _: AnyCall, request: c.SetRequest) -> c.Changed:
+        """Change what holds for the whole cluster."""
+        return await self._members().set_voters_max(request.voters_max, timeout_s=request.timeout_s)
+
     async def create_token(self, _: AnyCall, request: c.CreateToken) -> c.CreatedToken:
         """Let somebody in."""
         return await self._members().create_token(request)
@@ -153,10 +159,13 @@ class ClusterServices:
         """Everything that is replicated, at one revision."""
         node = self._cluster()
         await node.store.barrier()
-        data, info = make_backup(node.store.machine, node.cluster_id, self._world.clock.now_ns())
-        for start in range(0, len(data), CHUNK_BYTES):
-            await call.send(m.Chunk(data=data[start : start + CHUNK_BYTES]))
-        return info
+        node.restorer.refuse_users()
+        maker = BackupMaker(node.store.machine, node.cluster_id, self._world.clock.now_ns())
+        for piece in maker.pieces():
+            await asyncio.sleep(0)  # between the pieces others get their turn
+            for start in range(0, len(piece), CHUNK_BYTES):
+                await call.send(m.Chunk(data=piece[start : start + CHUNK_BYTES]))
+        return maker.info()
 
     async def restore(self, call: AnyCall, request: c.RestoreRequest) -> c.Restored:
         """The same, back."""
@@ -168,9 +177,7 @@ class ClusterServices:
             if n_bytes > BACKUP_BYTES_MAX:
                 raise Exhausted("backup", f"{BACKUP_BYTES_MAX >> 20} MiB", "it is larger than a store can be")
             parts.append(chunk.data)
-        backup = read_backup(b"".join(parts))
-        await node.store.barrier()
-        return await restore(node.store, node.store.machine, backup, force=request.force)
+        return await node.restorer.restore(b"".join(parts), force=request.force)
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
@@ -186,13 +193,36 @@ class ClusterServices:
         """Return the handler of one of the store's verbs, looked for when it is called: there is a store only once the node is a member."""
 
         def handle(call: AnyCall, request: Any) -> Any:  # of the method's types
-            store = self._cluster().store
+            node = self._cluster()
+            store = _store_of(node)
+            if method in _REFUSED_IN_RESTORE:
+                node.restorer.refuse_users()
             if store is not self._store:
                 self._store = store
                 self._store_table = dict(store_handlers(store, reserved=records.RESERVED))
             return self._store_table[method](call, request)
 
         return handle
+
+
+_REFUSED_IN_RESTORE: Final[tuple[AnyMethod, ...]] = (store_methods.KV_APPLY, store_methods.KV_READ, store_methods.KV_TXN)
+
+
+def _store_of(node: ClusterNode) -> Replica:
+    """Return a node's replica.
+
+    Raises:
+        NotStarted: It is just being opened: whoever asks may ask again, or another node, by himself.
+        WrongState: There is none.
+    """
+    try:
+        return node.store
+    except WrongState as error:
+        status = node.status()
+        if status.state != "joining" or status.why:
+            raise
+        why, hint = "it is just starting, and has not opened its replica", "ask again in a moment, or ask another node"
+        raise NotStarted(f"node {status.node_id}", why, hint) from error
 
 
 def _find(node: ClusterNode, text: str) -> int:

@@ -24,7 +24,7 @@ from isopod.runtime.logger import Logger
 from isopod.runtime.metrics import Home, Registry, ShardMetrics, next_generation
 from isopod.runtime.shards import ShardEvent, SmpConfig, SmpService
 from isopod.runtime.shutdown import ShutdownCoordinator, ShutdownPhase, ShutdownResource
-from isopod.world.disk import OpenFile
+from isopod.world.disk import Disk, OpenFile
 from isopod.world.errors import AlreadyServing, InvalidArgument, from_os_error
 from isopod.world.network import Listener, UnixAddress, parse_address
 from isopod.world.world import World
@@ -39,6 +39,14 @@ LOCK: Final = "node.lock"
 def pin_of(config: NodeConfig) -> str:
     """Return where a node's private mount namespace is pinned."""
     return f"{config.paths['run_root']}/ns/mnt"
+
+
+async def owner_of(disk: Disk, lock: str) -> int:
+    """Return the pid that a node's lock file names; 0 if it names none: it is just being written, or gone."""
+    try:
+        return int(msgspec.json.decode(await disk.read(lock))["pid"])
+    except (OSError, ValueError, KeyError, TypeError):  # the pid is only for a message
+        return 0
 
 
 class Node:
@@ -248,14 +256,8 @@ class Node:
         path = f"{folder}/{LOCK}"
         lock = await disk.lock(path, msgspec.json.encode({"pid": self._world.processes.own_pid()}))
         if lock is None:
-            raise AlreadyServing(folder, await self._owner(path))
+            raise AlreadyServing(folder, await owner_of(disk, path))
         self._locks.append(lock)
-
-    async def _owner(self, path: str) -> int:
-        try:
-            return int(msgspec.json.decode(await self._world.disk.read(path))["pid"])
-        except (OSError, ValueError, KeyError, TypeError):  # it is just being written, or gone: the pid is only for the message
-            return 0
 
     def _register(self, name: str, phase: ShutdownPhase, close: Callable[[], Awaitable[None]]) -> None:
         self._shutdown.register(ShutdownResource(name, phase, close))

@@ -6,7 +6,7 @@ import msgspec
 
 from isopod.engine.backup import BACKUP_BYTES_MAX, Restored, read_backup, restore
 from isopod.node.configure import read_configuration
-from isopod.node.node import LOCK
+from isopod.node.node import LOCK, owner_of
 from isopod.runtime.logger import Logger
 from isopod.world.errors import AlreadyServing, NotFound, Unsupported, from_os_error
 from isopod.world.host import daemon
@@ -46,14 +46,15 @@ async def restore_into(world: World, path: str, paths: Mapping[str, str], *, for
     """Restore on a World. Raises as `restore_file`."""
     try:
         if await world.disk.stat(path) is None:
-            raise NotFound("backup", path)
+            raise NotFound("backup", path, "`isopod backup FILE` makes one")
         contents = read_backup(await world.disk.read(path, n_bytes_max=BACKUP_BYTES_MAX), path)
         await world.disk.make_directory(paths["root"], mode=0o711)
-        lock = await world.disk.lock(f"{paths['root']}/{LOCK}", msgspec.json.encode({"pid": world.processes.own_pid()}))
+        lock_path = f"{paths['root']}/{LOCK}"
+        lock = await world.disk.lock(lock_path, msgspec.json.encode({"pid": world.processes.own_pid()}))
     except OSError as error:
         raise from_os_error(error, "restore from", path) from error
     if lock is None:
-        raise AlreadyServing(paths["root"], 0)
+        raise AlreadyServing(paths["root"], await owner_of(world.disk, lock_path))
     try:
         return await restore(
             world,

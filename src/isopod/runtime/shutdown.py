@@ -315,7 +315,8 @@ class ShutdownCoordinator:
         outcomes = tuple((r.name, self._outcomes.get(r.name, "forced")) for r in order)
         duration_s = (self._clock.monotonic_ns() - started_ns) / 1e9
         report = ShutdownReport(reason, duration_s, outcomes)
-        self._logger.info("shutdown.finished", reason=reason, clean=report.is_clean, duration_s=round(duration_s, 6))
+        write = self._logger.info if outcomes else self._logger.debug  # nothing had been started: the error says all
+        write("shutdown.finished", reason=reason, clean=report.is_clean, duration_s=round(duration_s, 6))
         return report
 
 

@@ -5,8 +5,8 @@
         while held.is_held: ...
 
 The holder reckons for himself: the lease lives for its time from when the last request that was answered was *sent*. The store ends it
-later than that, never sooner, whatever clocks, leaders and networks do meanwhile. So what must be done by one at a time is done while
-`is_held`.
+later than that, never sooner, whatever wall clocks, leaders and networks do meanwhile, unless the leader's clock runs faster than the
+holder's by more than the store waits (50 ms). So what must be done by one at a time is done while `is_held`.
 """
 
 import asyncio

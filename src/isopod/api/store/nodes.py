@@ -68,7 +68,7 @@ class Nodes:
         self._client: Client | None = None
         self._where = ""
         self._connecting: asyncio.Task[Client] | None = None
-        self._dropped: dict[int, asyncio.Task[None]] = {}
+        self._dropped: dict[int, tuple[asyncio.Task[None], Client]] = {}
         self._n_dropped = 0
         self._is_closed = False
 
@@ -141,9 +141,12 @@ class Nodes:
             await asyncio.gather(self._connecting, return_exceptions=True)
         if self._client is not None:
             await self._client.close()
-        for task in list(self._dropped.values()):
+        dropped = list(self._dropped.values())
+        for task, _ in dropped:
             task.cancel()
-        await asyncio.gather(*list(self._dropped.values()), return_exceptions=True)
+        await asyncio.gather(*(task for task, _ in dropped), return_exceptions=True)
+        for _, client in dropped:  # a task that was cancelled before its first step has closed nothing
+            await client.close()
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
@@ -210,7 +213,7 @@ class Nodes:
         number = self._n_dropped
         self._n_dropped += 1
         task = asyncio.get_running_loop().create_task(_close_later(client), name="store leave")
-        self._dropped[number] = task
+        self._dropped[number] = task, client
         task.add_done_callback(lambda _: self._dropped.pop(number))
 
 

@@ -19,6 +19,8 @@ Ask = Callable[[KvRead, float], Awaitable[KvPages]]
 """Asks a node within so many seconds."""
 PAUSE_FIRST_S: Final = 0.01
 PAUSE_MAX_S: Final = 0.25
+SWEEP_S: Final = 0.25
+"""How often reads that wait are looked at for deadlines."""
 _READ: Final = "a read of the store"
 
 
@@ -53,6 +55,7 @@ class Reader:
         self._loop = asyncio.get_running_loop()
         self._waiting: list[_Waiting] = []
         self._is_due = False
+        self._sweeping: asyncio.TimerHandle | None = None
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._n_tasks = 0
         self._is_closed = False
@@ -81,6 +84,8 @@ class Reader:
         self._is_closed = True
         _fail_all(self._waiting, closed())
         self._waiting = []
+        if self._sweeping is not None:
+            self._sweeping.cancel()
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -97,6 +102,18 @@ class Reader:
                 n_reads += 1
             self._start(self._waiting[:n_reads])
             del self._waiting[:n_reads]
+        if self._waiting and self._sweeping is None:
+            self._sweeping = self._loop.call_later(SWEEP_S, self._sweep)
+
+    def _sweep(self) -> None:
+        """Fail what waited too long for its turn."""
+        now_s = self._loop.time()
+        over = [item for item in self._waiting if item[3] <= now_s or item[2].done()]
+        if over:
+            self._waiting = [item for item in self._waiting if item[3] > now_s and not item[2].done()]
+        for item in over:
+            _fail_all([item], late(_READ, item[1][2], None))
+        self._sweeping = self._loop.call_later(SWEEP_S, self._sweep) if self._waiting else None
 
     def _start(self, batch: list[_Waiting]) -> None:
         number = self._n_tasks

@@ -3,6 +3,7 @@
 Rules:
 - attach and detach of one container run one after the other and to their end (`Sequencer`); different containers run side by side. An
   attach that fails or is cancelled leaves nothing behind.
+- One that runs and is on no network may be given a link too: its own namespace is hung on the bridge, instead of a prepared one.
 - `detach` returns when the namespace is unpinned; that the link is gone is waited for in the background, because it takes the kernel tens
   of milliseconds. The address is free only then: an `attach` that finds no other waits for it.
 - If the kernel refuses to remove a namespace, the container keeps its lease and `detach` may be tried again; if it refuses to remove a
@@ -23,6 +24,7 @@ from isopod.engine.network.sequencer import Sequencer
 from isopod.engine.network.store import StoredNetwork
 from isopod.runtime.logger import Logger
 from isopod.world.errors import AlreadyExists, InvalidArgument, IsopodError, from_os_error
+from isopod.world.processes import ProcessIdentity
 from isopod.world.world import World
 
 
@@ -49,6 +51,7 @@ class _Lease:
     address: str
     name: str | None
     """Of namespace and link; None while there is none."""
+    container_id: str
 
 
 class Attachments:
@@ -94,7 +97,7 @@ class Attachments:
                 why = str(error)
             else:
                 self._wiring.claim(owner.name)
-                self._leases[container_id] = _Lease(net, owner.address, owner.name)
+                self._leases[container_id] = _Lease(net, owner.address, owner.name, container_id)
         if why:
             self._logger.error("network_adoption_failed", container=container_id, why=why)
 
@@ -120,26 +123,42 @@ class Attachments:
         if strays:
             self._logger.info("network_strays_removed", n_namespaces=len(strays))
 
-    async def attach(self, container_id: str, find: Callable[[], Net]) -> Attachment:
+    async def attach(self, container_id: str, find: Callable[[], Net], process: ProcessIdentity | None = None) -> Attachment:
         """Give a container a namespace on the network that `find` names when its turn has come.
+
+        Args:
+            container_id: Whose.
+            find: Called when its turn has come.
+            process: Its first process, if it runs already: then it is this one's namespace that gets the link.
 
         Raises:
             IsopodError: See `Networks.attach`; nothing is left behind, on cancellation neither.
         """
         try:
-            return await self._sequencer.run(container_id, lambda: self._attach(container_id, find))
+            return await self._sequencer.run(container_id, lambda: self._attach(container_id, find, process))
         except asyncio.CancelledError:
             self._sequencer.start(container_id, lambda: self._detach(container_id))
             raise
 
-    async def detach(self, container_id: str) -> None:
+    async def detach(self, container_id: str, *, waits: bool = False) -> None:
         """Take a container's namespace, link and address away; one that is not attached is fine.
+
+        Args:
+            container_id: Whose.
+            waits: Whether to return only when the link is gone, as for a container that runs on.
 
         Raises:
             UnavailableError: The kernel or a disk failed; call again.
         """
         if container_id in self._leases or self._sequencer.is_busy(container_id):
             await self._sequencer.run(container_id, lambda: self._detach(container_id))
+        if waits:
+            await self._wait_ended(container_id)
+
+    async def _wait_ended(self, container_id: str) -> None:
+        """Wait until the links that a container had are gone, or the kernel refused that."""
+        for link in [link for link, lease in self._ending.items() if lease.container_id == container_id]:
+            await self._sequencer.wait(link)
 
     async def end_rest(self, net: Net) -> None:
         """Wait for the links of detached containers of a network to go, once more where that failed.
@@ -152,12 +171,14 @@ class Attachments:
             if link in self._ending:
                 await self._end(self._ending[link], link)
 
-    async def _attach(self, container_id: str, find: Callable[[], Net]) -> Attachment:
+    async def _attach(self, container_id: str, find: Callable[[], Net], process: ProcessIdentity | None) -> Attachment:
         if container_id in self._leases:
             raise AlreadyExists("network end point of container", container_id)
-        lease = self._leases[container_id] = await self._allocate(find)
+        if process is not None:  # the link that it had before has the name of the one it is to get
+            await self._wait_ended(container_id)
+        lease = self._leases[container_id] = await self._allocate(container_id, find)
         try:
-            return await self._wire(container_id, lease)
+            return await self._wire(container_id, lease, process)
         except BaseException as error:
             try:
                 await self._detach(container_id)
@@ -167,18 +188,19 @@ class Attachments:
                 raise from_os_error(error, "attach a container to network", lease.net.stored.name) from error
             raise
 
-    async def _allocate(self, find: Callable[[], Net]) -> _Lease:
+    async def _allocate(self, container_id: str, find: Callable[[], Net]) -> _Lease:
         """Return a lease without a namespace; when all addresses are in use, after waiting for those that are about to be free."""
         while True:
             net = find()
             ending = [link for link, lease in self._ending.items() if lease.net is net and self._sequencer.is_busy(link)]
             if not ending or net.subnet.n_taken < net.subnet.capacity:
-                return _Lease(net, net.subnet.allocate(), None)
+                return _Lease(net, net.subnet.allocate(), None, container_id)
             await self._sequencer.wait(ending[0])
 
-    async def _wire(self, container_id: str, lease: _Lease) -> Attachment:
+    async def _wire(self, container_id: str, lease: _Lease, process: ProcessIdentity | None) -> Attachment:
         network, subnet = lease.net.stored.name, lease.net.subnet
-        name = lease.name = await lease.net.pool.take()
+        taking = lease.net.pool.take() if process is None else self._wiring.join(lease.net.stored.bridge, process)
+        name = lease.name = await taking
         path = self._wiring.path(name)
         address = f"{lease.address}/{subnet.prefix_length}"
         mac = await self._world.kernel.configure_link(path, GUEST_LINK, address=address, gateway=subnet.gateway)

@@ -35,6 +35,7 @@ from isopod.world.errors import (
     from_os_error,
 )
 from isopod.world.ids import check_name
+from isopod.world.processes import ProcessIdentity
 from isopod.world.world import World
 
 __all__ = ["DEFAULT", "DEFAULT_POOL_SIZE", "DEFAULT_SUBNET", "HOST", "NETWORKS_MAX", "NONE", "Attachment", "Networks"]
@@ -142,8 +143,13 @@ class Networks:
         if network not in _BUILT_IN:
             self._net(network)
 
-    async def attach(self, container_id: str, network: str) -> Attachment:
+    async def attach(self, container_id: str, network: str, process: ProcessIdentity | None = None) -> Attachment:
         """Give a container its place in a network.
+
+        Args:
+            container_id: Whose.
+            network: Which.
+            process: Its first process, if it runs already, with a network of its own but on no bridge.
 
         Raises:
             NotFound: No such network.
@@ -159,15 +165,19 @@ class Networks:
         if network == HOST:
             return Attachment("", Endpoint(network=HOST))
         with self._gate.hold():
-            return await self._attachments.attach(container_id, lambda: self._net(network))
+            return await self._attachments.attach(container_id, lambda: self._net(network), process)
 
-    async def detach(self, container_id: str) -> None:
+    async def detach(self, container_id: str, *, waits: bool = False) -> None:
         """Remove a container's namespace and link, and free its address; one that is not attached is fine. See the rules on when.
+
+        Args:
+            container_id: Whose.
+            waits: Whether to return only when the link is gone, as for a container that runs on.
 
         Raises:
             UnavailableError: The kernel or a disk failed; the address stays taken, call again.
         """
-        await self._attachments.detach(container_id)
+        await self._attachments.detach(container_id, waits=waits)
 
     async def create(self, spec: NetworkSpec) -> NetworkRecord:
         """Create a bridge network; it is there after a restart too.

@@ -17,6 +17,7 @@ from typing import Final
 from isopod.engine.network import names
 from isopod.runtime.logger import Logger
 from isopod.runtime.metrics import Registry
+from isopod.world.processes import ProcessIdentity
 from isopod.world.world import World
 
 GUEST_LINK: Final = "eth0"
@@ -58,6 +59,21 @@ class Wiring:
         name = self._draw()
         try:
             await self._kernel.create_namespace(self.path(name))
+            await self._kernel.create_veth(name, bridge=bridge, namespace=self.path(name), guest_name=GUEST_LINK)
+        except BaseException:
+            await self.remove(name)
+            raise
+        return name
+
+    async def join(self, bridge: str, process: ProcessIdentity) -> str:
+        """Hang the namespace of a process that runs on a bridge, without an address, and return the name of the two. Do not cancel.
+
+        Raises:
+            OSError: The kernel refused, or the process is gone; nothing is left behind.
+        """
+        name = self._draw()
+        try:
+            await self._kernel.pin_namespace(self.path(name), pid=process.pid, started_ticks=process.started_ticks)
             await self._kernel.create_veth(name, bridge=bridge, namespace=self.path(name), guest_name=GUEST_LINK)
         except BaseException:
             await self.remove(name)
