@@ -184,6 +184,27 @@ async def test_a_restarted_sender_is_not_taken_for_its_former_self(world: World)
     await wire.close()
 
 
+async def test_a_late_batch_of_an_earlier_life_makes_nothing_come_twice(world: World) -> None:
+    """The connection of the process that died was slow: its last batch comes after the first one of its successor."""
+    wire = Wire()
+    first, two = wire.add(world, 1), wire.add(world, 2)
+    got: list[bytes] = []
+
+    async def take(message: Message) -> None:
+        got.append(message.body)
+
+    two.on("x", take)
+    await first.send(2, "x", b"before")
+    [late] = wire.batches
+    again = wire.add(world, 1)
+    await again.send(2, "x", b"after")
+    await two._take(late)
+    await two._take(wire.batches[-1])
+    assert got == [b"before", b"after"]
+    await first.close()
+    await wire.close()
+
+
 async def test_to_itself_and_bounds(world: World) -> None:
     wire = Wire()
     one = wire.add(world, 1)

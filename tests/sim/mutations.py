@@ -1,4 +1,4 @@
-"""Deliberate mutations: ten bugs that real systems have had, each put between a node and one of its parts. The checkers must find each.
+"""Deliberate mutations: bugs that real systems have had, each put between a node and one of its parts. The checkers must find each.
 
 None of them is in the product, and none can be switched on there: a test hands `Tampering` to the rig, which hands wrapped parts to the
 nodes. Each class says which bug it is, and where such a bug was met.
@@ -7,6 +7,7 @@ nodes. Each class says which bug it is, and where such a bug was met.
 import asyncio
 import dataclasses
 from collections.abc import Callable, Sequence
+from heapq import heappush
 from typing import Any, NamedTuple
 
 import msgspec
@@ -14,6 +15,8 @@ import msgspec
 from isopod.api.store.messages import Command
 from isopod.cluster.raft.core import ConfState, CoreConfig, Ready
 from isopod.cluster.raft.ports import StateMachine
+from isopod.cluster.store.hub import WatchHub
+from isopod.cluster.store.lessor import Lessor
 from isopod.cluster.store.machine import StoreMachine
 from isopod.testing.rig import Tampering
 from isopod.testing.scenarios import Scenario, scenario
@@ -156,10 +159,63 @@ class LeavesOneOut(StoreMachine):
         return results
 
 
+class Hasty:
+    """The leases' clock, told of half the time that a lease was granted (a unit mixed up on its way)."""
+
+    def __init__(self, lessor: Any) -> None:
+        self._lessor = lessor
+
+    def on_changes(self, changes: Sequence[Any]) -> None:
+        known = dict(self._lessor._ends)
+        self._lessor.on_changes(changes)
+        now = asyncio.get_running_loop().time()
+        for number, end in list(self._lessor._ends.items()):
+            if number not in known:
+                self._lessor._ends[number] = sooner = now + (end - now) / 2
+                heappush(self._lessor._heap, (sooner, number))
+                self._lessor._arm()
+
+    def on_restored(self) -> None:
+        self._lessor.on_restored()
+
+
+class HalvesLeases(StoreMachine):
+    """Ends leases after half of their time."""
+
+    def listen(self, listener: Any) -> None:
+        super().listen(Hasty(listener) if isinstance(listener, Lessor) else listener)
+
+    def unlisten(self, listener: Any) -> None:
+        self._listeners = [each for each in self._listeners if each is not listener and getattr(each, "_lessor", None) is not listener]
+
+
+class Deaf:
+    """A listener that is not told of every seventh change of a client's key."""
+
+    def __init__(self, listener: Any) -> None:
+        self._listener = listener
+
+    def on_changes(self, changes: Sequence[Any]) -> None:
+        self._listener.on_changes([each for each in changes if each.mod_revision % 7 or not each.key.startswith("key")])
+
+    def on_restored(self) -> None:
+        self._listener.on_restored()
+
+
+class DoesNotTellAll(StoreMachine):
+    """Loses changes on their way to watchers: a queue that is emptied while it is filled (etcd-io/etcd#11495)."""
+
+    def listen(self, listener: Any) -> None:
+        super().listen(Deaf(listener) if isinstance(listener, WatchHub) else listener)
+
+    def unlisten(self, listener: Any) -> None:
+        self._listeners = [each for each in self._listeners if each is not listener and getattr(each, "_listener", None) is not listener]
+
+
 class Mutation(NamedTuple):
     """One of them: what is broken, and a scenario in which it should show within `n_seeds` seeds.
 
-    `first_seed` only saves time: it is one that found it once.
+    `first_seed` only saves time: it is one that found it once. `rule` is what must find it, "" for any.
     """
 
     name: str
@@ -168,6 +224,7 @@ class Mutation(NamedTuple):
     source: Scenario
     n_seeds: int = 10
     first_seed: int = 1
+    rule: str = ""
 
 
 def _on_core(wrap: Callable[[Any], Any]) -> Tampering:
@@ -186,8 +243,19 @@ def _leaves_one_out(_world: World) -> StateMachine:
     return LeavesOneOut()
 
 
+def _halves_leases(_world: World) -> StateMachine:
+    return HalvesLeases()
+
+
+def _does_not_tell_all(_world: World) -> StateMachine:
+    return DoesNotTellAll()
+
+
 POWER = scenario("crashes")._replace(
-    faults={"blackout": 2, "power_cut": 4, "slow_disk": 2, "kill": 1}, must=("blackout", "power_cut", "slow_disk"), fault_every_s=0.7
+    faults={"blackout": 2, "power_cut": 4, "slow_disk": 2, "kill": 1},
+    must=("blackout", "power_cut", "slow_disk"),
+    fault_every_s=0.7,
+    asides_per_s=0.0,
 )
 """Power fails often, and disks are slow, so that much is under way when it does."""
 SLOW_POWER = POWER._replace(faults={"blackout": 4, "power_cut": 4, "slow_disk": 6}, operations_per_s=80.0, fault_every_s=0.4)
@@ -208,13 +276,18 @@ LOSSY = scenario("partitions")._replace(
     fault_every_s=0.5,
 )
 """Answers are lost, so commands are sent again."""
+ONLOOKERS = scenario("onlookers")
+AGES = ONLOOKERS._replace(faults={"isolate": 4, "one_way": 3, "split": 2}, must=("isolate", "split"), asides_per_s=60.0)
+"""Nodes lose touch while they are read from."""
 
 MUTATIONS: Sequence[Mutation] = (
     Mutation("acknowledge before the flush", "write_durable returns when the page cache has it", _on_disk(LyingDisk), POWER),
     Mutation("hard state not written", "term and vote are forgotten by a restart", _on_core(ForgetsHardState), scenario("crashes")),
-    Mutation("members forgotten", "a core is opened without its ConfState", Tampering(core_config=forget_members), scenario("crashes")),
     Mutation(
-        "sent before durable", "votes and acknowledgements leave before the flush", _on_core(SendsBeforeItIsDurable), SLOW_POWER, 40, 10
+        "members forgotten", "a core is opened without its ConfState", Tampering(core_config=forget_members), scenario("crashes"), 10, 5
+    ),
+    Mutation(
+        "sent before durable", "votes and acknowledgements leave before the flush", _on_core(SendsBeforeItIsDurable), SLOW_POWER, 40, 38
     ),
     Mutation("read without barrier", "who is asked answers reads by itself", _on_core(ReadsWithoutBarrier), DEPOSED, 20),
     Mutation("sessions off", "a repeated command is applied again", Tampering(machine=_forgets_sessions), LOSSY, 20),
@@ -224,8 +297,23 @@ MUTATIONS: Sequence[Mutation] = (
         Tampering(core_config=forget_members_of_snapshot),
         RESTARTS,
         20,
+        13,
     ),
     Mutation("names not flushed", "a folder is not flushed after a file in it was made or renamed", _on_disk(ForgetsNames), NAMES, 40, 4),
     Mutation("own clock", "the machine asks its own clock instead of the log", Tampering(machine=TrustsItsOwnClock), scenario("clocks")),
+    Mutation(
+        "damage repaired away",
+        "a damaged log is cut, and its node goes on as if it had promised nothing else",
+        Tampering(repairs_always=True),
+        scenario("damage"),
+        rule="durable log",
+    ),
+    Mutation(
+        "age of reads", "a read says that it is new, by a proof that proves nothing", _on_core(ReadsWithoutBarrier), AGES, 20, rule="reads"
+    ),
+    Mutation(
+        "change not told", "changes are lost on their way to watchers", Tampering(machine=_does_not_tell_all), ONLOOKERS, rule="watches"
+    ),
+    Mutation("half a lease", "leases end after half of their time", Tampering(machine=_halves_leases), ONLOOKERS, rule="leases"),
     Mutation("entry left out", "after a restart an entry counts as applied that is not", Tampering(machine=_leaves_one_out), RESTARTS),
 )

@@ -1,4 +1,4 @@
-"""Ten deliberate bugs: each is found by the checkers within a bounded number of seeds. The same seeds find nothing without the bug."""
+"""Deliberate bugs: each is found by the checkers within a bounded number of seeds. The same seeds find nothing without the bug."""
 
 import pytest
 
@@ -14,11 +14,12 @@ from tests.sim.mutations import MUTATIONS, Mutation
 def test_a_deliberate_bug_is_found(mutation: Mutation) -> None:
     for seed in range(mutation.first_seed, mutation.first_seed + mutation.n_seeds):
         plan = make_plan(mutation.source, seed)
-        if run_plan(plan, tampering=mutation.tampering).violations:
+        found = [violation.rule for violation in run_plan(plan, tampering=mutation.tampering).violations]
+        if found and (not mutation.rule or mutation.rule in found):
             assert not run_plan(plan).violations, "it is the bug that was found, not something else"
             return
     pytest.fail(f"not found in {mutation.n_seeds} seeds: {mutation.about}")
 
 
-def test_there_are_ten_with_names() -> None:
-    assert len({mutation.name for mutation in MUTATIONS}) == len(MUTATIONS) >= 10
+def test_there_are_at_least_ten_with_names() -> None:
+    assert len({mutation.name for mutation in MUTATIONS}) == len(MUTATIONS) >= 14

@@ -57,6 +57,14 @@ def start(node: int, term: int, applied: int = 0) -> Callable[[Invariants], None
     return lambda rules: rules.on_start(node, term, applied)
 
 
+def begin(node: int, term: int, *, vote: int = 0, last_index: int | None = None) -> Callable[[Invariants], None]:
+    return lambda rules: rules.on_start(node, term, vote=vote, last_index=last_index)
+
+
+def vote(node: int, term: int, candidate: int) -> Callable[[Invariants], None]:
+    return lambda rules: rules.on_vote(node, term, candidate)
+
+
 def lead(node: int, term: int, n_voters: int = 3) -> Callable[[Invariants], None]:
     return lambda rules: rules.on_leader(node, term, n_voters)
 
@@ -79,6 +87,10 @@ TRUTHS = {
     "a lone leader's term": [lead(1, 5, 1), start(1, 4)],
     "a disk emptied by intent": [lead(1, 5), lambda rules: rules.on_wiped(1), start(1, 0)],
     "commit that is behind after a restart": [lambda rules: rules.on_term(1, 2, 9), start(1, 2), lambda rules: rules.on_term(1, 2, 4)],
+    "a vote that is remembered": [vote(1, 5, 3), begin(1, 5, vote=3), begin(1, 6)],
+    "a vote that is told again": [vote(1, 5, 3), vote(1, 5, 3), vote(1, 4, 2)],
+    "a log that is as long as it was": [commit(1, 1), commit(1, 2), begin(1, 1, last_index=2)],
+    "promises of a disk emptied by intent": [vote(1, 5, 3), commit(1, 1), lambda rules: rules.on_wiped(1), begin(1, 0, last_index=0)],
     "equal states": [
         lambda rules: rules.on_state(1, 5, "a"),
         lambda rules: rules.on_state(2, 5, "a"),
@@ -99,6 +111,11 @@ LIES = {
     "a snapshot of the past": ([commit(1, 1), commit(1, 2), lambda rules: rules.on_snapshot_installed(1, 1, 1)], "applied once, in order"),
     "a term forgotten by who led": ([lead(1, 5), start(1, 4)], "durable term"),
     "a term forgotten by who applied": ([commit(1, 1, 5), start(1, 4)], "durable term"),
+    "a vote forgotten": ([vote(1, 5, 3), begin(1, 5)], "durable vote"),
+    "a vote forgotten with its term": ([vote(1, 5, 3), begin(1, 4, vote=3)], "durable vote"),
+    "a vote changed": ([vote(1, 5, 3), begin(1, 5, vote=2)], "durable vote"),
+    "two votes in a term": ([vote(1, 5, 3), vote(1, 5, 2)], "one vote per term"),
+    "a log that is shorter than it was": ([commit(1, 1), commit(1, 2), begin(1, 1, last_index=1)], "durable log"),
     "a term going back": ([lambda rules: rules.on_term(1, 5, 0), lambda rules: rules.on_term(1, 4, 0)], "monotonic term"),
     "a commit going back": ([lambda rules: rules.on_term(1, 5, 7), lambda rules: rules.on_term(1, 5, 6)], "monotonic commit"),
     "two states of one index": (
@@ -120,6 +137,16 @@ def test_what_is_wrong_is_reported(name: str) -> None:
     events, rule = LIES[name]
 
     assert told(*events) == [rule]
+
+
+def test_batches_are_kept_in_order_with_the_time_of_the_first() -> None:
+    times = iter((10, 20, 30))
+    rules = Invariants(lambda: next(times))
+    first, second = Batch(1, 1, 0, (b"1",)), Batch(2, 1, 0, (b"2",))
+    for batch in (first, second, first):
+        rules.on_batch(batch)
+
+    assert rules.batches() == [(first, 10), (second, 20)]
 
 
 def record(rules: Invariants, n_batches: int) -> Sums:

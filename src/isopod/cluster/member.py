@@ -18,6 +18,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Final, NamedTuple
 
+import msgspec
+
 from isopod.api.cluster import ClusterStatus
 from isopod.cluster.members.book import Book
 from isopod.cluster.members.config import ClusterConfig, check_config, format_address, parse_tcp
@@ -30,6 +32,7 @@ from isopod.cluster.members.links import Links
 from isopod.cluster.members.members import Members
 from isopod.cluster.members.pulse import Pulse
 from isopod.cluster.members.replica import ClusterParts, ReplicaStack
+from isopod.cluster.members.restoring import Restorer
 from isopod.cluster.members.status import agent_status, joining_status, replica_status
 from isopod.cluster.members.tokens import check_token
 from isopod.cluster.members.upkeep import Upkeep
@@ -135,6 +138,11 @@ class ClusterNode:
     def members(self) -> Members:
         """The verbs about members. WrongState before it is a member, and on an agent."""
         return self._replica("members").members
+
+    @property
+    def restorer(self) -> Restorer:
+        """What puts backups back. WrongState before it is a member, and on an agent."""
+        return self._replica("restorer").restorer
 
     @property
     def links(self) -> Links:
@@ -282,8 +290,13 @@ class ClusterNode:
         if opened is None or (opened.replica is None and self.config.role != "agent"):
             return joining_status(self.config, self.cluster_id, self._joiner.why if self._joiner is not None else "")
         if opened.replica is None:
-            return agent_status(self.config, self.cluster_id, opened.pulse, self._book)
-        return replica_status(self.config, self.cluster_id, opened.replica, self._book)
+            status = agent_status(self.config, self.cluster_id, opened.pulse, self._book)
+        else:
+            status = replica_status(self.config, self.cluster_id, opened.replica, self._book)
+        error = self.failed.exception() if self.failed.done() and not self.failed.cancelled() else None
+        if isinstance(error, IsopodError):
+            return msgspec.structs.replace(status, why=f"{error.message}; {error.hint}" if error.hint else error.message)
+        return status
 
     # --- the beginning ------------------------------------------------------------------------------------------------
 
@@ -294,6 +307,8 @@ class ClusterNode:
         identity = file.identity
         if identity.phase == "removed":
             raise removed_error(config.node_id)
+        if identity.phase == "lost":
+            raise _lost(config.node_id, "its disk lost part of the log that the others count on, and with it what it promised them")
         self._address = await self._reserve()
         if identity.cluster_id:
             self._book.cluster_id = identity.cluster_id
@@ -361,9 +376,8 @@ class ClusterNode:
         config = self.config
         if not is_enrolled:
             raise BadRecord(f"{config.data_dir}/tls", "the certificate is gone", "put it back, or empty the data folder and join anew")
-        if config.role != "agent" and not await self._world.disk.list(f"{config.data_dir}/raft"):
-            hint = f"take it out on another member (isopod cluster leave {config.node_id}), empty the data folder, and join anew"
-            raise IdentityConflict(config.node_id, "its replica is gone: its disk was wiped, and with it what it promised the others", hint)
+        if config.role != "agent" and not await self._world.disk.list(f"{config.data_dir}/raft/log"):
+            raise _lost(config.node_id, "its replica is gone: its disk was wiped, and with it what it promised the others")
         await self._renew_expired()
         await self._serve(bootstrap=False)
         self._spawn(self._run)
@@ -407,10 +421,10 @@ class ClusterNode:
         await self._note_cluster(admitted.cluster_id)
         self._book.tell(admitted.reply.peers)
         await self._book.save()
-        await self._serve(bootstrap=False)
+        await self._serve(bootstrap=False, is_quiet=True)
         self._logger.info("cluster.joined", cluster=self.cluster_id, leader=admitted.reply.leader_id, message=admitted.reply.message)
         if self._open is not None and self._open.replica is not None:
-            await self._open.replica.wait_first_entry()
+            await self._open.replica.wait_known()
         await self._file.set_phase("member")
         await self._run()
 
@@ -439,8 +453,8 @@ class ClusterNode:
 
     # --- serving ------------------------------------------------------------------------------------------------------
 
-    async def _serve(self, *, bootstrap: bool) -> None:
-        """Open the replica (an agent has none), the ways to others, and the listener."""
+    async def _serve(self, *, bootstrap: bool, is_quiet: bool = False) -> None:
+        """Open the replica (an agent has none; see `RaftNode.open` for quiet ones), the ways to others, and the listener."""
         config = self.config
         links = Links(self._world, self._book, self._credentials, self._name())
         replica: ReplicaStack | None = None
@@ -456,6 +470,7 @@ class ClusterNode:
                     links=links,
                     parts=self._parts,
                     bootstrap=bootstrap,
+                    is_quiet=is_quiet,
                     advertised=self.advertised,
                     logger=self._logger,
                     metrics=self._metrics,
@@ -527,9 +542,11 @@ class ClusterNode:
             await self._fail(_first(error))
 
     async def _fail(self, error: BaseException) -> None:
-        if isinstance(error, IdentityConflict) and self._file is not None and self.identity.phase == "member":
+        replica = self._open.replica if self._open is not None else None
+        is_lost = replica is not None and replica.lost.done() and not replica.lost.cancelled()
+        if (is_lost or isinstance(error, IdentityConflict)) and self._file is not None and self.identity.phase == "member":
             with suppress(IsopodError):  # it is refused again after the next start
-                await self._file.set_phase("removed")
+                await self._file.set_phase("lost" if is_lost else "removed")
         self._logger.error("cluster.failed", why=str(error))
         if not self.failed.done():
             self.failed.set_exception(error)
@@ -562,6 +579,12 @@ class ClusterNode:
         why = self._joiner.why if self._joiner is not None and self._joiner.why else "see the node's log"
         state = "an agent" if self.config.role == "agent" else "no member yet"
         return WrongState("node", str(self.config.node_id), state, f"use its {what}", hint=why)
+
+
+def _lost(node_id: int, why: str) -> IdentityConflict:
+    """Return the error of a node that has forgotten what it promised."""
+    hint = f"take it out on another member (isopod cluster leave {node_id}), empty the data folder, and join with a new token"
+    return IdentityConflict(node_id, why, hint)
 
 
 def _first(error: BaseException) -> BaseException:

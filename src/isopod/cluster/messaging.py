@@ -50,6 +50,8 @@ BODY_BYTES_MAX: Final = 256 << 10
 BATCH_MAX: Final = 128
 BATCH_BYTES_MAX: Final = 512 << 10
 SENDERS_MAX: Final = 4096
+LIVES_MAX: Final = 4
+"""Of one sender."""
 TTL_S: Final = 30.0
 TTL_S_MAX: Final = 3600.0
 CALL_S: Final = 10.0
@@ -125,10 +127,9 @@ class _Waiting(NamedTuple):
 class _Sender:
     """What a receiver remembers of a sender."""
 
-    __slots__ = ("epoch", "lock", "seq", "verdicts")
+    __slots__ = ("lock", "seq", "verdicts")
 
-    def __init__(self, epoch: str) -> None:
-        self.epoch = epoch
+    def __init__(self) -> None:
         self.lock = asyncio.Lock()
         self.seq = 0
         """The last message that was handled."""
@@ -160,7 +161,8 @@ class Messenger:
         self._n_bytes: dict[int, int] = {}
         """Of what waits, by receiver."""
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._senders: OrderedDict[int, _Sender] = OrderedDict()
+        self._senders: OrderedDict[int, OrderedDict[str, _Sender]] = OrderedDict()
+        """By id and life (a process's, not a disk's)."""
         self._is_closed = False
         counter = metrics.counter
         self._sent = counter("isopod_messages_sent_total", "Messages given to the messenger.")
@@ -341,9 +343,14 @@ class Messenger:
         return verdicts
 
     def _sender(self, batch: Batch) -> _Sender:
-        sender = self._senders.get(batch.sender)
-        if sender is None or sender.epoch != batch.epoch:
-            sender = self._senders[batch.sender] = _Sender(batch.epoch)
+        """Return what is remembered of a life of a sender. A batch of an earlier one may come late: it makes nothing forgotten."""
+        lives = self._senders.setdefault(batch.sender, OrderedDict())
+        sender = lives.get(batch.epoch)
+        if sender is None:
+            sender = lives[batch.epoch] = _Sender()
+        lives.move_to_end(batch.epoch)
+        while len(lives) > LIVES_MAX:
+            lives.popitem(last=False)
         self._senders.move_to_end(batch.sender)
         while len(self._senders) > SENDERS_MAX:
             self._senders.popitem(last=False)

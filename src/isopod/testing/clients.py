@@ -17,6 +17,7 @@ from isopod.api.store.messages import Delete as DeleteOp
 from isopod.api.store.messages import Get as GetOp
 from isopod.api.store.messages import Put as PutOp
 from isopod.api.store.operations import StoreOperations
+from isopod.testing.asides import Asides
 from isopod.testing.history import History
 from isopod.testing.plan import Step
 from isopod.testing.specifications import Delete, Get, Put, Seen, Swap
@@ -42,10 +43,12 @@ class Client:
     Args:
         number: Who it is.
         history: Where it writes down what it asked.
+        asides: What it does beside plain operations.
     """
 
-    def __init__(self, number: int, history: History) -> None:
+    def __init__(self, number: int, history: History, asides: Asides) -> None:
         self.number: Final = number
+        self.asides: Final = asides
         self.glances: list[Glance] = []
         self.n_answered = self.n_unknown = self.n_refused = 0
         self.errors: dict[str, int] = {}
@@ -75,8 +78,22 @@ class Client:
             self._wake.clear()
             while self._waiting:
                 self._is_idle = False
-                await self._do(self._waiting.popleft())
+                step = self._waiting.popleft()
+                await (self._do_aside(step) if self.asides.can(step.do) else self._do(step))
                 self._is_idle = True
+
+    async def _do_aside(self, step: Step) -> None:
+        assert self._store is not None, "it runs"
+        try:
+            await self.asides.do(self._store, step)
+        except NOT_DONE as error:
+            self.n_refused += 1
+            self._count(error)
+        except IsopodError as error:
+            self.n_unknown += 1
+            self._count(error)
+        else:
+            self.n_answered += 1
 
     async def _do(self, step: Step) -> None:
         call = self._call(step)
@@ -95,6 +112,7 @@ class Client:
             self.n_answered += 1
             invoked, returned = self._history.span(begun)
             self.glances.append(Glance(invoked, returned, revision, wrote))
+            self.asides.acknowledge(revision)
 
     def _call(self, step: Step) -> Put | Get | Delete | Swap:
         match step.do:

@@ -15,7 +15,7 @@ _KINDS: Final = (
     *("RequestPreVote", "RequestPreVoteResponse"),
 )
 """Kinds of messages between cores, by their number in the protocol buffer of raft-rs."""
-GROUPS: Final = ("fault class", "fault", "failpoint", "event", "role", "message", "refused message", "operation", "client error")
+GROUPS: Final = ("fault class", "fault", "failpoint", "event", "role", "message", "refused message", "operation", "aside", "client error")
 
 
 class Coverage:

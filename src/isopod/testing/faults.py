@@ -8,16 +8,22 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
+from isopod.testing.damage import Damage
 from isopod.testing.operations import Operations
 from isopod.testing.plan import Step
 from isopod.testing.rig import PORT, RESTART_S, Rig, RigNode
+from isopod.testing.waiting import wait_for_condition_with_backoff
 from isopod.world.network import TcpAddress
 from isopod.world.sim.fabric import LinkQuality
 
 _GOOD: Final = LinkQuality()
 _GARBAGE_BYTES: Final = 4096
-TRIES_MAX: Final = 20
+TRIES_MAX: Final = 60
 RETRY_S: Final = 0.1
+LATE_S: Final = 30.0
+DAMAGE: Final = ("bit_rot", "misdirect")
+DAMAGE_TRIES_MAX: Final = 120
+"""One damaged node is replaced before another one is damaged, which takes some seconds."""
 
 
 class Faults:
@@ -30,10 +36,12 @@ class Faults:
     def __init__(self, rig: Rig) -> None:
         self._rig = rig
         self._operations = Operations(rig)
+        self._damage = Damage(rig, later=self._later, count=self._count, again=self._try_later)
         self._cuts: dict[tuple[str, str], int] = {}
         self._n_slow = 0
         self._n_started = 0
         self._is_over = False
+        self._left: list[Step] = []
         self._endings: dict[int, tuple[asyncio.TimerHandle, Callable[[], None]]] = {}
         self._chance = rig.cluster.random.stream("faults")
         self._do: dict[str, Callable[[Step], bool]] = {
@@ -50,6 +58,8 @@ class Faults:
             "sync_error": self._sync_error,
             "slow_disk": self._slow_disk,
             "full_disk": self._full_disk,
+            "bit_rot": self._damage.bit_rot,
+            "misdirect": self._damage.misdirect,
             "crash_point": self._crash_point,
             "clock_step": self._clock_step,
             "clock_drift": self._clock_drift,
@@ -59,22 +69,72 @@ class Faults:
             "leave": self._leave,
         }
 
-    def begin(self, step: Step, n_tries: int = TRIES_MAX) -> None:
+    def begin(self, step: Step, n_tries: int | None = None) -> None:
         """Let a fault happen now; if there is nothing it could happen to (no node runs), a little later."""
+        if n_tries is None:
+            n_tries = DAMAGE_TRIES_MAX if step.do in DAMAGE else TRIES_MAX
         if self._do[step.do](step):
             self._rig.watch.note(f"fault {step.do} node {step.node} peer {step.peer} lasts {step.lasts_ms} ms, {step.amount:g} {step.text}")
-            self._rig.watch.coverage.count("fault", step.do)
-            self._rig.watch.coverage.count("fault class", step.kind)
+            if step.do != "misdirect":
+                self._count(step)
         elif n_tries > 1:
-            self._rig.loop.call_later(RETRY_S, self._again, step, n_tries - 1)
+            self._try_later(step, n_tries - 1)
+        elif step.do in DAMAGE:
+            self._leave_for_later(step)
+
+    def _count(self, step: Step) -> None:
+        self._rig.watch.coverage.count("fault", step.do)
+        self._rig.watch.coverage.count("fault class", step.kind)
+
+    def _try_later(self, step: Step, n_tries: int = DAMAGE_TRIES_MAX) -> None:
+        self._rig.loop.call_later(RETRY_S, self._again, step, n_tries)
 
     def _again(self, step: Step, n_tries: int) -> None:
         if not self._is_over:
             self.begin(step, n_tries)
+        elif step.do in DAMAGE:
+            self._leave_for_later(step)
+
+    def _leave_for_later(self, step: Step) -> None:
+        if self._damage.is_possible:
+            self._left.append(step)
+
+    async def catch_up(self, busy: Callable[[], None]) -> bool:
+        """Have a damage happen that found no time for it: somebody was being replaced all along. Only of kinds that did not happen at all.
+
+        Args:
+            busy: Has something written.
+
+        Returns:
+            Whether there was any.
+
+        Raises:
+            ConditionNotMet: It did not happen, or who was damaged did not come back.
+        """
+        seen = self._rig.watch.coverage
+        left = {step.do: step for step in reversed(self._left) if not seen.get("fault", step.do)}
+        for step in left.values():
+            await self._make_happen(step, busy)
+        return bool(left)
+
+    async def _make_happen(self, step: Step, busy: Callable[[], None]) -> None:
+        await self._until(lambda: self._do[step.do](step))
+        if step.do != "misdirect":
+            self._count(step)
+        await self._until(lambda: self._rig.watch.coverage.get("fault", step.do) > 0, busy)
+        await self._until(lambda: not self._damage.is_under_way, busy)
+
+    async def _until(self, condition: Callable[[], bool], busy: Callable[[], None] = lambda: None) -> None:
+        def met() -> bool:
+            busy()
+            return condition()
+
+        await wait_for_condition_with_backoff(met, what="the damage", timeout_s=LATE_S, pause_s_max=RETRY_S)
 
     def end_all(self) -> None:
         """Undo whatever lasts: the network is whole, disks and clocks are good, nothing hangs."""
         self._is_over = True
+        self._damage.end()
         endings, self._endings = self._endings, {}
         for timer, undo in endings.values():
             timer.cancel()
@@ -91,7 +151,10 @@ class Faults:
             del self._endings[number]
             undo()
 
-        self._endings[number] = (self._rig.loop.call_later(step.lasts_ms / 1000, end), undo)
+        if self._is_over:
+            undo()
+        else:
+            self._endings[number] = (self._rig.loop.call_later(step.lasts_ms / 1000, end), undo)
 
     def _node(self, number: int) -> RigNode | None:
         """Return the node of a step, 0 is the leader; if it is not there another one: a fault of a plan should happen."""
@@ -134,15 +197,13 @@ class Faults:
         node = self._running(step.node)
         if node is None:
             return False
-        node.host.power_off()
-        node.boot_later(step.lasts_ms / 1000)
+        node.lose_power(step.lasts_ms / 1000)
         return True
 
     def _blackout(self, step: Step) -> bool:
         for node in self._rig.nodes:
             if not node.is_gone:
-                node.host.power_off()
-                node.boot_later(step.lasts_ms / 1000)
+                node.lose_power(step.lasts_ms / 1000)
         return True
 
     def _crash_point(self, step: Step) -> bool:

@@ -1,10 +1,11 @@
 """What must hold in every run of a cluster, whatever breaks: checked at each event, and once more over the whole at the end.
 
-- one leader per term (Raft, figure 3: election safety);
+- one leader per term, and one vote of a node (Raft, figure 3: election safety);
 - an entry is known by its index and term: equal in every log, with an equal predecessor (log matching, by induction);
 - what one node applied, every node applies at that index, and nobody changes it later (state machine safety, committed never lost);
 - on one node, from its start to its end: term, commit and applied index never go back, and every index is applied once, in order;
-- a term in which a node led or applied does not vanish with a restart: it was durable before;
+- what a node promised does not vanish with a restart, as it was durable before: a term in which it led or applied, a vote that it gave,
+  an entry that it applied;
 - equal index, equal state;
 - a snapshot and the entries after it make the same state as all entries from the first one.
 
@@ -92,9 +93,11 @@ class Invariants:
         self._now_ns = now_ns
         self._lives: dict[int, _Life] = {}
         self._durable_term: dict[int, int] = {}
+        self._durable_index: dict[int, int] = {}
+        self._votes: dict[int, tuple[int, int]] = {}
         self._entries: dict[tuple[int, int], tuple[bytes, int]] = {}
         self._applied: dict[int, tuple[int, bytes]] = {}
-        self._batches: dict[int, Batch] = {}
+        self._batches: dict[int, tuple[Batch, int]] = {}
         self._states: dict[int, tuple[str, int]] = {}
         self._snapshots: dict[int, bytes] = {}
 
@@ -111,18 +114,34 @@ class Invariants:
 
     # -- a node ------------------------------------------------------------------------------------------------------------------------
 
-    def on_start(self, node: int, term: int, applied: int = 0) -> None:
-        """A node's core was opened: with the term, and the applied index, that its disk remembers."""
+    def on_start(self, node: int, term: int, applied: int = 0, *, vote: int = 0, last_index: int | None = None) -> None:
+        """A node's core was opened: with the term, the applied index, the vote and the end of the log that its disk remembers."""
         before = self._durable_term.get(node, 0)
+        voted_in, candidate = self._votes.get(node, (0, 0))
         if term < before:
             self.report("durable term", f"node {node} came back with term {term}, but had acted in term {before}")
+        elif term < voted_in or (term == voted_in and vote != candidate):
+            self.report(
+                "durable vote", f"node {node} came back with term {term} and a vote for {vote}, but voted for {candidate} in {voted_in}"
+            )
+        index = self._durable_index.get(node, 0)
+        if last_index is not None and last_index < index:
+            self.report("durable log", f"node {node} came back with a log that ends at {last_index}, but had applied {index}")
         life = self._lives[node] = _Life()
         life.term, life.applied = term, applied
 
     def on_wiped(self, node: int) -> None:
         """A node's disk is empty by intent: nothing it had known counts any more."""
-        self._durable_term.pop(node, None)
-        self._lives.pop(node, None)
+        for known in (self._durable_term, self._durable_index, self._votes, self._lives):
+            known.pop(node, None)
+
+    def on_vote(self, node: int, term: int, candidate: int) -> None:
+        """A node has told a candidate that it votes for it, in a term."""
+        voted_in, other = self._votes.get(node, (0, 0))
+        if term == voted_in and candidate != other:
+            self.report("one vote per term", f"node {node} voted for {other} and for {candidate} in term {term}")
+        elif term > voted_in:
+            self._votes[node] = (term, candidate)
 
     def on_term(self, node: int, term: int, commit: int) -> None:
         """A node has this term and commit index."""
@@ -165,6 +184,7 @@ class Invariants:
             self.report("applied once, in order", f"node {node} applies {index} after {life.applied}")
         life.applied = index
         self.n_applied += 1
+        self._durable_index[node] = max(index, self._durable_index.get(node, 0))
         entry = (term, _hash(bytes((kind,)) + data))
         known = self._applied.setdefault(index, entry)
         if known != entry:
@@ -187,8 +207,13 @@ class Invariants:
     # -- state ---------------------------------------------------------------------------------------------------------------------------
 
     def on_batch(self, batch: Batch) -> None:
-        """A machine applied a batch: kept for the replay at the end."""
-        self._batches.setdefault(batch.index, batch)
+        """A machine applied a batch: kept for the replay at the end, with the time when it was first applied."""
+        if batch.index not in self._batches:
+            self._batches[batch.index] = (batch, self._now_ns())
+
+    def batches(self) -> list[tuple[Batch, int]]:
+        """Return every batch that was applied anywhere, in order, and when it was first."""
+        return [self._batches[index] for index in sorted(self._batches)]
 
     def on_state(self, node: int, index: int, digest: str) -> None:
         """A node's machine has this digest after this index."""
@@ -207,7 +232,7 @@ class Invariants:
         snapshots = sorted(self._snapshots)
         chosen = snapshots[:: max(1, -(-len(snapshots) // n_snapshots_max))]
         for index in order:
-            whole.apply(self._batches[index])
+            whole.apply(self._batches[index][0])
             known = self._states.get(index)
             if known is not None and whole.digest() != known[0]:
                 self.report("replay", f"all entries up to {index} make another state than node {known[1]} had ({known[0][:12]})")
@@ -218,7 +243,7 @@ class Invariants:
             part.restore(self._snapshots[index])
             for later in order:
                 if later > index:
-                    part.apply(self._batches[later])
+                    part.apply(self._batches[later][0])
             if part.digest() != final:
                 self.report("snapshot and replay", f"the snapshot of {index} and the entries after it do not make the state of all entries")
 

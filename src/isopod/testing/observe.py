@@ -5,17 +5,21 @@ the run (every message, every durable record, every applied state), into the che
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from isopod.cluster.raft.core import ConfChange, ConfState, CoreConfig, CoreStatus, RaftCore, Ready, Refusal, decode_records
-from isopod.cluster.raft.ports import Batch, StateMachine
+from isopod.cluster.raft.ports import Batch, Capturable, StateMachine
 from isopod.testing.coverage import Coverage
 from isopod.testing.invariants import Invariants
 
 STATE_EVERY: Final = 16
 """The state's digest is taken after each index that this divides: a digest costs as much as the state is large."""
 _SNAPSHOT_REPLACED_LOG: Final = -1
+_VOTE: Final = b"\x08\x06"
+"""How a message begins that answers a request for a vote: its kind is the first field."""
+_TERM: Final = 4
+_REJECT: Final = 10
 
 
 class Watch:
@@ -33,6 +37,8 @@ class Watch:
         self.boots: dict[int, int] = {}
         """How often each node's core was opened."""
         self.snapshot_at: dict[int, int] = {}
+        self.n_durable: dict[int, int] = {}
+        """How many writes to each node's journal have become durable, at least: those that the core waited for, one after the other."""
         self._trace = trace
         self._digest = hashlib.sha256()
 
@@ -68,8 +74,13 @@ class ObservedCore:
         self._role = "follower"
         self._terms: dict[int, int] = {config.snapshot_index: config.snapshot_term}
         watch.boots[self._node] = watch.boots.get(self._node, 0) + 1
+        self._votes: list[tuple[int, int, int]] = []
+        """Votes that are not durable yet: number of the Ready, term, candidate."""
+        self._written = 0
+        """The newest Ready that had to be written; 0 once it is durable."""
         status = core.status()
-        watch.invariants.on_start(self._node, status.term, config.applied)
+        watch.n_durable.setdefault(self._node, 0)
+        watch.invariants.on_start(self._node, status.term, config.applied, vote=status.vote, last_index=status.last_index)
         for record in config.records:
             self._records(record)
         watch.note(f"node {self._node} opens its core: term {status.term}, commit {status.commit}, last {status.last_index}")
@@ -80,7 +91,6 @@ class ObservedCore:
         self.read_index = core.read_index
         self.campaign = core.campaign
         self.forget_leader = core.forget_leader
-        self.on_persisted = core.on_persisted
         self.applied_to = core.applied_to
         self.report_unreachable = core.report_unreachable
         self.ticks_until_event = core.ticks_until_event
@@ -88,6 +98,16 @@ class ObservedCore:
     def __getattr__(self, name: str) -> Any:
         """Whatever else the real one has."""
         return getattr(self._core, name)
+
+    def on_persisted(self, number: int) -> None:
+        """See `RaftCore.on_persisted`."""
+        self._core.on_persisted(number)
+        if 0 < self._written <= number:
+            self._written = 0
+            self._watch.n_durable[self._node] += 1
+        while self._votes and self._votes[0][0] <= number:
+            _, term, candidate = self._votes.pop(0)
+            self._watch.invariants.on_vote(self._node, term, candidate)
 
     def step_many(self, messages: Sequence[bytes]) -> list[Refusal]:
         """See `RaftCore.step_many`."""
@@ -144,6 +164,8 @@ class ObservedCore:
 
     def _look(self, ready: Ready) -> None:
         watch, node = self._watch, self._node
+        if ready.must_sync:
+            self._written = ready.number
         if ready.hard_state:
             status = self._core.status()
             watch.hash(ready.hard_state)
@@ -159,10 +181,17 @@ class ObservedCore:
             for to, message in messages:
                 watch.hash(message)
                 watch.coverage.message(message)
+                if message[:2] == _VOTE:
+                    self._voted(ready.number, to, message)
                 if to <= 0:
                     watch.invariants.report("addressed messages", f"node {node} sends to {to}")
         for index, term, kind, data in ready.committed:
             watch.invariants.on_committed(node, index, term, kind=kind, data=data)
+
+    def _voted(self, number: int, to: int, message: bytes) -> None:
+        fields = _numbers(message)
+        if not fields.get(_REJECT):
+            self._votes.append((number, fields.get(_TERM, 0), to))
 
     def _role_changed(self, role: str, leader: int) -> None:
         watch = self._watch
@@ -228,6 +257,17 @@ class ObservedMachine:
         self._watch.invariants.on_snapshot_made(self._index, data)
         return data
 
+    def capture(self) -> Iterator[bytes]:
+        """See `Capturable.capture`."""
+        return self._seen(self.machine.capture() if isinstance(self.machine, Capturable) else iter((self.machine.snapshot(),)), self._index)
+
+    def _seen(self, pieces: Iterator[bytes], index: int) -> Iterator[bytes]:
+        taken: list[bytes] = []
+        for piece in pieces:
+            taken.append(piece)
+            yield piece
+        self._watch.invariants.on_snapshot_made(index, b"".join(taken))
+
     def restore(self, data: bytes) -> None:
         """See `StateMachine.restore`."""
         self._watch.coverage.count("event", "machine restored")
@@ -241,3 +281,31 @@ class ObservedMachine:
     def __getattr__(self, name: str) -> Any:
         """Whatever else the real one has."""
         return getattr(self.machine, name)
+
+
+def _numbers(message: bytes) -> dict[int, int]:
+    """Return the fields of a protocol buffer that are whole numbers, up to the first one of another kind that has no length."""
+    found: dict[int, int] = {}
+    place = 0
+    while place < len(message):
+        key, place = _varint(message, place)
+        value, place = _varint(message, place)
+        if key & 7 == 2:
+            place += value
+        elif key & 7 == 0:
+            found[key >> 3] = value
+        else:
+            break
+    return found
+
+
+def _varint(data: bytes, place: int) -> tuple[int, int]:
+    value = shift = 0
+    while place < len(data):
+        byte = data[place]
+        place += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            break
+        shift += 7
+    return value, place

@@ -61,12 +61,12 @@ class Operations:
         if leader is None or leader.node is None:
             raise ConditionNotMet("nobody leads")
         to = 0 if leader is node else node.id
-        await leader.node.members.transfer(to, timeout_s=TIMEOUT_S)
+        await leader.inside(leader.node.members.transfer(to, timeout_s=TIMEOUT_S))
 
     async def _compact(self, node: RigNode) -> None:
         """Make a snapshot, which drops the log that it covers but for what followers may still need."""
         assert node.node is not None
-        await node.node.raft.make_snapshot()
+        await node.inside(node.node.raft.make_snapshot())
 
     async def _grow(self, _node: RigNode) -> None:
         """Start one more node, which joins by the others and votes as soon as it has caught up."""
@@ -83,12 +83,13 @@ class Operations:
         rig = self._rig
         staying = [each for each in rig.nodes if each is not node and not each.is_gone and each.node is not None]
         known = [each for each in rig.nodes[: rig.n_first] if each is not node and not each.is_leaving]
-        if len(staying) < VOTERS_LEFT_MIN or not known:
+        is_whole = not any(each.wounds or each.is_in_repair or each.stray_from is not None for each in rig.nodes)
+        if len(staying) < VOTERS_LEFT_MIN or not known or not is_whole:
             raise ConditionNotMet("too few would stay, or none that clients know")
-        asked = staying[0].node
-        assert asked is not None
+        asked = staying[0]
+        assert asked.node is not None
         node.is_leaving = True
-        await asked.members.leave(node.id, timeout_s=TIMEOUT_S)
+        await asked.inside(asked.node.members.leave(node.id, timeout_s=TIMEOUT_S))
         node.is_gone = True
         rig.watch.note(f"node {node.id} has left")
         node.kill()

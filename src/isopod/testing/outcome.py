@@ -4,7 +4,7 @@ from typing import Final, NamedTuple
 
 from isopod.testing.coverage import Coverage
 from isopod.testing.invariants import Violation
-from isopod.testing.plan import Plan
+from isopod.testing.plan import FAULT_KINDS, Plan
 
 
 class Counts(NamedTuple):
@@ -67,6 +67,57 @@ def describe(outcome: Outcome) -> str:
     if outcome.violations:
         lines.append(f"again: {outcome.replay()}")
     return "\n".join(lines) + "\n"
+
+
+class Summary:
+    """The sum over many runs."""
+
+    def __init__(self) -> None:
+        self.n_runs = 0
+        self.coverage: Final = Coverage()
+        self.virtual_s = 0.0
+        self.failed: list[Outcome] = []
+        """Runs that broke a promise."""
+        self._operations = Counts()
+        self._seen: dict[str, int] = dict.fromkeys(FAULT_KINDS, 0)
+        self._without: dict[str, list[int]] = {kind: [] for kind in FAULT_KINDS}
+
+    def add(self, outcome: Outcome) -> None:
+        """Take a run in."""
+        self.n_runs += 1
+        self.virtual_s += outcome.virtual_s
+        self.coverage.add(outcome.coverage)
+        self._operations = Counts(*(mine + its for mine, its in zip(self._operations, outcome.operations, strict=True)))
+        missing = outcome.coverage.missing_fault_classes()
+        for kind in FAULT_KINDS:
+            if kind not in missing:
+                self._seen[kind] += 1
+            elif len(self._without[kind]) < _NAMED_MAX:
+                self._without[kind].append(outcome.plan.seed)
+        if outcome.violations:
+            self.failed.append(outcome)
+
+    def describe(self, taken_s: float) -> str:
+        """Return it in words.
+
+        Args:
+            taken_s: How long all of it took, in seconds.
+        """
+        counts = self._operations
+        lines = [f"operations: {counts.answered} answered, {counts.unknown} of unknown outcome, {counts.refused} refused"]
+        lines += _wrapped("fault classes, and in how many runs: ", ", ".join(f"{kind} {n}" for kind, n in self._seen.items()))
+        if any(self._seen.values()):
+            for kind, seeds in self._without.items():
+                if seeds:
+                    lines.append(f"  without {kind}: {self.n_runs - self._seen[kind]} runs, of seed {', '.join(map(str, seeds))}")
+        for outcome in self.failed[:_NAMED_MAX]:
+            lines.append(f"FAILED {outcome.failure}: {outcome.replay()}")
+        speed = f"{self.virtual_s:.1f} virtual seconds in {taken_s:.1f} s ({self.virtual_s / max(1e-9, taken_s):.0f} times real time)"
+        lines.append(f"{self.n_runs} runs, {len(self.failed)} with a violation; {speed}")
+        return describe_coverage(self.coverage) + "\n".join(lines) + "\n"
+
+
+_NAMED_MAX: Final = 10
 
 
 def describe_coverage(coverage: Coverage) -> str:

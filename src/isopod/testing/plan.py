@@ -31,6 +31,14 @@ ACTIONS: Final[Mapping[str, Action]] = MappingProxyType(
         "get": Action("client", "a client reads `key`"),
         "delete": Action("client", "a client removes `key`"),
         "swap": Action("client", "a client writes `value` under `key` if it still holds what this client saw last"),
+        "stale": Action("client", "a client reads `key` as the node that it asks has it"),
+        "cached": Action("client", "a client reads `key`, at most `amount` seconds old; clients of an even number keep what they read"),
+        "watch": Action("client", "a client watches the prefix `key` from revision `amount` on, 0 for what comes"),
+        "lock": Action(
+            "client", "a client takes the lock `key` by a lease of `amount` seconds, if nobody has it, and holds it for `lasts_ms`"
+        ),
+        "lease": Action("client", "a client writes `value` under `key` with a lease of `amount` seconds, and dies"),
+        "forget": Action("client", "a client has the store forget all changes but the last ones"),
         "kill": Action("process", "the process of `node` is killed, and started again after `lasts_ms`"),
         "hang": Action("process", "the process of `node` is stopped (SIGSTOP) for `lasts_ms`"),
         "power_cut": Action("power", "`node` loses power and what its disk had not made durable; it boots after `lasts_ms`"),
@@ -44,6 +52,12 @@ ACTIONS: Final[Mapping[str, Action]] = MappingProxyType(
         "sync_error": Action("disk", "the next flush of `node` fails, which ends its process; it is started again after `lasts_ms`"),
         "slow_disk": Action("disk", "the disk of `node` takes `amount` seconds more for each operation, for `lasts_ms`"),
         "full_disk": Action("disk", "the disk of `node` is full for `lasts_ms`"),
+        "bit_rot": Action(
+            "bit rot", "a bit of `node`'s journal flips, `amount` says where (0 to 1); the process is killed after `lasts_ms`"
+        ),
+        "misdirect": Action(
+            "misdirection", "the next write of `node` that becomes durable lands elsewhere; some writes and `lasts_ms` later it loses power"
+        ),
         "crash_point": Action("failpoint", "the process of `node` ends at the failpoint `text`; it is started again after `lasts_ms`"),
         "clock_step": Action("clock", "the wall clock of `node` jumps by `amount` seconds"),
         "clock_drift": Action("clock", "the clock of `node` runs wrong by `amount` parts per million for `lasts_ms`"),
@@ -110,10 +124,10 @@ def decode_plan(data: bytes, name: str = "scenario file") -> Plan:
     try:
         plan = msgspec.json.decode(data, type=Plan)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidArgument(name, "", f"not a scenario file: {error}") from error
+        raise InvalidArgument("file", name, f"not a scenario file: {error}") from error
     wrong = _fault_of(plan)
     if wrong:
-        raise InvalidArgument(name, "", wrong)
+        raise InvalidArgument("scenario file", name, wrong)
     return plan
 
 

@@ -6,8 +6,9 @@ it, that is a violation; when one does (a failed flush ends a node, as it must),
 """
 
 import asyncio
-from collections.abc import Callable
-from typing import Final, NamedTuple
+import contextvars
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, NamedTuple, TypeVar
 
 from isopod.cluster.member import ClusterNode, ClusterParts
 from isopod.cluster.members.config import ClusterConfig, PeerSpec
@@ -18,10 +19,13 @@ from isopod.cluster.store.machine import StoreMachine
 from isopod.runtime.logger import Logger
 from isopod.runtime.metrics import Registry
 from isopod.testing.observe import ObservedCore, ObservedMachine, Watch
+from isopod.testing.waiting import ConditionNotMet
+from isopod.world.errors import CorruptError
 from isopod.world.sim.cluster import SimCluster
 from isopod.world.sim.sim_host import NodeHandle, SimHost
 from isopod.world.world import World
 
+_T = TypeVar("_T")
 PORT: Final = 7000
 FOLDER: Final = "/var/lib/isopod/cluster"
 SECRET: Final = "simulated-cluster-secret-0001"  # noqa: S105  simulated
@@ -53,6 +57,7 @@ class Tampering(NamedTuple):
         core: Wraps a core; what it hides is seen by the checkers, who look below it.
         machine: Makes the state machine of a machine's World.
         parts: Changes the remaining parts.
+        repairs_always: Whether the operator repairs a damaged journal whatever that loses.
     """
 
     world: Callable[[World], World] = _same_world
@@ -60,6 +65,7 @@ class Tampering(NamedTuple):
     core: Callable[[RaftCore, CoreConfig], RaftCore] = _same_core
     machine: Callable[[World], StateMachine] = _store_machine
     parts: Callable[[ClusterParts], ClusterParts] = lambda parts: parts
+    repairs_always: bool = False
 
 
 class RigNode:
@@ -74,7 +80,7 @@ class RigNode:
 
     def __init__(self, rig: "Rig", node_id: int, host: SimHost, config: ClusterConfig) -> None:
         self.rig = rig
-        self.id: Final = node_id
+        self.id = node_id
         self.host: Final = host
         self.config = config
         self.handle: NodeHandle[None] | None = None
@@ -88,25 +94,52 @@ class RigNode:
         """Whether it was asked to leave: then it may be told that it is no member any more."""
         self.is_gone = False
         """Whether it left the cluster for good."""
+        self.wounds: list[str] = []
+        """What its disk keeps damaged."""
+        self.stray_from: int | None = None
+        """While its next write is to land elsewhere, and until enough was written after it: how many had before."""
+        self.is_in_repair = False
+        """Whether the operator has it."""
         self._restart: asyncio.TimerHandle | None = None
+        self._context = contextvars.copy_context()
 
     @property
     def is_member(self) -> bool:
         """Whether it says that it is a member."""
-        return self.node is not None and self.node.status().state in ("leader", "follower", "learner")
+        return self.node is not None and self.is_running and self.node.status().state in ("leader", "follower", "learner")
 
     @property
     def is_running(self) -> bool:
         """Whether its process lives (also if it hangs)."""
         return self.handle is not None and self.handle.is_alive
 
+    @property
+    def n_strays(self) -> int:
+        """How many of its writes have landed elsewhere."""
+        return self.host.disk.faults.counts.get("misdirected", 0)
+
+    @property
+    def has_stray(self) -> bool:
+        """Whether a write is missing that nothing written later would show to be missing."""
+        return self.stray_from is not None and self.n_strays > self.stray_from
+
+    def lose_power(self, back_s: float) -> None:
+        """Lose power now, and boot in a while; if the disk would come back as one that forgot without a trace, it is replaced before."""
+        has_stray = self.has_stray
+        self.host.power_off()
+        if has_stray and not self.is_in_repair:
+            self.rig.mend(self, None)
+        else:
+            self.boot_later(back_s)
+
     def boot(self) -> None:
-        """Start its process, unless it runs or is gone."""
+        """Start its process, unless it runs, is gone, or the operator has it."""
         if self._restart is not None:
             self._restart.cancel()
             self._restart = None
-        if self.is_running or self.is_gone:
+        if self.is_running or self.is_gone or self.is_in_repair:
             return
+        self.node = None
         self.host.power_on()
         self.rig.watch.note(f"node {self.id} boots")
         self.handle = self.host.spawn_node(self._live(), name=f"node{self.id}")
@@ -130,9 +163,24 @@ class RigNode:
         world = tampering.world(self.host.world)
         logger = Logger(self.rig.log, clock=world.clock, level="warning")
         node = ClusterNode(world, self.config, logger, Registry(), parts=tampering.parts(self._parts()))
+        self._context = contextvars.copy_context()
         await node.start()
         self.node = node
         await node.failed
+
+    async def inside(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Do something as the node's own process: by its machine's clock, and only as long as it lives.
+
+        Raises:
+            ConditionNotMet: It was killed meanwhile.
+        """
+        try:
+            return await self.rig.loop.create_task(work, context=self._context)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise ConditionNotMet(f"node {self.id} was killed") from None
 
     def _parts(self) -> ClusterParts:
         tampering, watch = self.rig.tampering, self.rig.watch
@@ -155,7 +203,16 @@ class RigNode:
         except asyncio.CancelledError:
             why = handle.aborted or ""
             if not why:
+                if self.handle is handle:
+                    self.node = None
                 return  # killed: whoever did it starts it again
+        except CorruptError as error:
+            if self.wounds:
+                self.node = None
+                self.rig.watch.note(f"node {self.id} refused: {error}")
+                self.rig.mend(self, error)
+                return
+            why = f"{type(error).__name__}: {error}"
         except Exception as error:  # noqa: BLE001  whatever ends a node is looked at
             why = f"{type(error).__name__}: {error}"
         else:
@@ -195,7 +252,8 @@ class Rig:
         self.n_first: Final = n_nodes
         """The first so many nodes are those that clients know."""
         self.nodes: list[RigNode] = []
-        self.log_lines: list[str] = []
+        self.mend: Callable[[RigNode, CorruptError | None], None] = self._nobody_mends
+        """Takes a node that refused to start because of damage, or whose disk lost something without a trace (no error)."""
         self._raft = raft
         self._reported: dict[tuple[int, str], None] = {}
         peers = tuple(PeerSpec(number + 1, f"{host.address}:{PORT}") for number, host in enumerate(self.cluster.hosts[:n_nodes]))
@@ -240,6 +298,13 @@ class Rig:
             self.watch.invariants.report("no node ends by itself", f"node {node.id}: {why}")
         node.boot_later(pause_s)
 
+    def _nobody_mends(self, node: RigNode, error: CorruptError | None) -> None:
+        self.watch.invariants.report("no node ends by itself", f"node {node.id}: {error}")
+
+    def addresses(self, *, but: RigNode | None = None) -> tuple[str, ...]:
+        """Return where all nodes listen that have not left, without one of them."""
+        return tuple(f"{node.host.address}:{PORT}" for node in self.nodes if node is not but and not node.is_gone)
+
     def leader(self) -> RigNode | None:
         """Return the node that leads the newest term among those that run and answer."""
         found: RigNode | None = None
@@ -261,8 +326,12 @@ class Rig:
             node.boot()
 
     def agree(self) -> bool:
-        """Return whether all members have applied the same index, which is all that is committed."""
+        """Return whether all members have applied the same index, which is all that is committed, and those of the beginning vote."""
         self._see_who_left()
+        leader = self.leader()
+        voters = leader.node.status().voters if leader is not None and leader.node is not None else ()
+        if any(node.id not in voters for node in self.nodes[: self.n_first] if not node.is_gone):
+            return False  # one that came back after damage has not caught up
         statuses = [node.node.status() if node.node is not None else None for node in self.nodes if not node.is_gone]
         return None not in statuses and len({status.applied for status in statuses if status is not None}) == 1
 

@@ -2,8 +2,9 @@
 
 A scenario is data: how many nodes, how many clients that ask how often, and the weight of each fault. Only what Raft promises to survive
 may occur: crashes of any number of nodes whose disks keep what they flushed, loss and delay of anything on the network, wrong clocks. What
-it does not promise is left out: a node that lies (byzantine), a disk that loses what it had flushed, or a frame changed on its way, which
-TCP and TLS refuse.
+it does not promise is left out: a node that lies (byzantine), a disk that loses the last it had flushed without a trace, or a frame changed
+on its way, which TCP and TLS refuse. A disk may damage what it keeps (bit rot, misdirected writes), on a minority of nodes at once, as long
+as the damage can be seen: the node must see it.
 
 The weights of "everything" follow the reference's randomized tester (start .10, stop .10, restart .05, client .30, partition .05, heal .05,
 clock jump .02, clock drift .03, drop .10, duplicate .05, reorder .05, byzantine .05): starting, stopping and restarting are here kills and
@@ -13,6 +14,8 @@ hangs that end by themselves; loss, duplication and reordering are one bad netwo
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, NamedTuple, Protocol, TypeVar
+
+import msgspec
 
 from isopod.testing.plan import VERSION, Plan, Step
 from isopod.world.errors import InvalidArgument
@@ -56,6 +59,8 @@ class Scenario(NamedTuple):
         fault_every_s: The mean pause between two faults.
         must: Faults that occur at least once, at a drawn time.
         snapshot_entries: A snapshot is made after so many entries; few of them make snapshots and compaction ordinary.
+        asides_per_s: What further clients do beside plain operations in a virtual second: stale and cached reads, locks, leases; with
+            them two watch.
     """
 
     name: str
@@ -69,6 +74,7 @@ class Scenario(NamedTuple):
     fault_every_s: float = 1.5
     must: tuple[str, ...] = ()
     snapshot_entries: int = 100_000
+    asides_per_s: float = 0.0
 
 
 _EVERYTHING: Final[Mapping[str, float]] = MappingProxyType(
@@ -88,6 +94,8 @@ _EVERYTHING: Final[Mapping[str, float]] = MappingProxyType(
         "sync_error": 0.02,
         "slow_disk": 0.02,
         "full_disk": 0.02,
+        "bit_rot": 0.01,
+        "misdirect": 0.01,
         "crash_point": 0.06,
         "transfer": 0.04,
         "compact": 0.04,
@@ -95,6 +103,9 @@ _EVERYTHING: Final[Mapping[str, float]] = MappingProxyType(
         "leave": 0.01,
     }
 )
+
+_ASIDES_PER_S: Final = 6.0
+_DAMAGE: Final = ("bit_rot", "misdirect")
 
 SCENARIOS: Final = (
     Scenario("idle", "three nodes and nobody who asks anything", clients=0, operations_per_s=0.0, run_s=60.0),
@@ -105,12 +116,14 @@ SCENARIOS: Final = (
         {"isolate": 3, "split": 2, "one_way": 2, "reset": 1, "slow_link": 2, "garbage": 0.5},
         nodes=5,
         must=("isolate", "split", "one_way"),
+        asides_per_s=_ASIDES_PER_S,
     ),
     Scenario(
         "crashes",
         "processes are killed and stopped, machines lose power",
         {"kill": 3, "hang": 1, "power_cut": 3, "blackout": 1, "crash_point": 3},
         must=("kill", "power_cut"),
+        asides_per_s=_ASIDES_PER_S,
     ),
     Scenario(
         "disks",
@@ -119,10 +132,19 @@ SCENARIOS: Final = (
         must=("sync_error", "full_disk", "power_cut"),
     ),
     Scenario(
+        "damage",
+        "bits rot in journals and writes land elsewhere: nodes refuse to start, and come back without what they had",
+        {"bit_rot": 3, "misdirect": 3, "kill": 1, "power_cut": 1, "isolate": 1},
+        run_s=15.0,
+        must=("bit_rot", "misdirect"),
+        snapshot_entries=150,
+    ),
+    Scenario(
         "clocks",
         "wall clocks jump by up to an hour and run wrong, while leaders change",
         {"clock_step": 3, "clock_drift": 3, "kill": 1, "isolate": 1},
         must=("clock_step", "clock_drift"),
+        asides_per_s=_ASIDES_PER_S,
     ),
     Scenario(
         "members",
@@ -148,6 +170,16 @@ SCENARIOS: Final = (
         must=("compact", "isolate", "power_cut"),
     ),
     Scenario(
+        "onlookers",
+        "stale and cached reads, watches, locks and leases, while leaders change and nodes are away",
+        {"kill": 2, "isolate": 3, "split": 1, "hang": 1, "transfer": 2, "compact": 1, "slow_link": 1, "clock_drift": 1},
+        operations_per_s=20.0,
+        fault_every_s=1.0,
+        must=("kill", "isolate", "transfer"),
+        snapshot_entries=60,
+        asides_per_s=30.0,
+    ),
+    Scenario(
         "everything",
         "all faults together, weighted as real life and the reference have them",
         _EVERYTHING,
@@ -167,8 +199,10 @@ SCENARIOS: Final = (
             "transfer",
             "compact",
             "grow",
+            *_DAMAGE,
         ),
         snapshot_entries=150,
+        asides_per_s=_ASIDES_PER_S,
     ),
 )
 """All scenarios, the simple ones first."""
@@ -199,6 +233,8 @@ def make_plan(source: Scenario, seed: int, *, nodes: int | None = None, run_s: f
     until_ms = round((source.run_s if run_s is None else run_s) * 1000)
     chance = SimRandom(seed).stream(f"plan {source.name}")
     steps = [*_client_steps(source, chance, until_ms), *_fault_steps(source, chance, size, until_ms)]
+    if source.asides_per_s:
+        steps += _aside_steps(source, SimRandom(seed).stream(f"asides {source.name}"), until_ms)
     steps.sort(key=lambda step: step.at_ms)
     return Plan(version=VERSION, scenario=source.name, seed=seed, nodes=size, until_ms=until_ms, steps=tuple(steps))
 
@@ -220,11 +256,43 @@ def _client_steps(source: Scenario, chance: Chance, until_ms: int) -> list[Step]
     return steps
 
 
+_LOCKS: Final = 2
+_LEASE_TTL_S: Final = (1.0, 1.0, 1.5, 2.0)
+_AGES_S: Final = (0.1, 0.5, 1.0, 3.0)
+
+
+def _aside_steps(source: Scenario, chance: Chance, until_ms: int) -> list[Step]:
+    """Draw what six further clients do: two read (one of them is tied to a node, one keeps what it reads), two watch, two lock."""
+    pinned, keeping, watching, late, one, other = range(source.clients + 1, source.clients + 7)
+    steps = [
+        Step(at_ms=0, do="watch", client=watching, key=""),
+        Step(at_ms=until_ms // 2, do="watch", client=late, key="key", amount=1.0),
+        Step(at_ms=until_ms // 3, do="forget", client=late, key="key0"),
+    ]
+    at_s = chance.expovariate(source.asides_per_s)
+    while at_s * 1000 < until_ms:
+        do = chance.choices(("stale", "cached", "lock", "lease"), (4, 4, 1, 0.5))[0]
+        share, lasts_ms = chance.random(), round(100 + 2400 * chance.random() ** 3)
+        step = Step(at_ms=int(at_s * 1000), do=do)
+        if do in ("stale", "cached"):
+            client = pinned if share < 1 / 2 else keeping
+            age_s = _AGES_S[chance.randrange(len(_AGES_S))] if do == "cached" else 0.0
+            steps.append(msgspec.structs.replace(step, client=client, key=f"key{chance.randrange(max(1, source.keys))}", amount=age_s))
+        else:
+            key = f"lock{chance.randrange(_LOCKS)}" if do == "lock" else f"lease{len(steps)}"
+            ttl_s = _LEASE_TTL_S[chance.randrange(len(_LEASE_TTL_S))]
+            client, value = one if share < 1 / 2 else other, f"v{len(steps)}"
+            steps.append(
+                msgspec.structs.replace(step, client=client, key=key, value=value, amount=ttl_s, lasts_ms=lasts_ms if do == "lock" else 0)
+            )
+        at_s += chance.expovariate(source.asides_per_s)
+    return steps
+
+
 def _fault_steps(source: Scenario, chance: Chance, nodes: int, until_ms: int) -> list[Step]:
     if not source.faults:
         return []
-    # Early enough that one that finds nothing to happen to can be tried again.
-    steps = [_fault(name, chance.randrange(max(1, until_ms * 4 // 5)), chance, nodes) for name in source.must]
+    steps = [_fault(name, _drawn_ms(name, chance, until_ms), chance, nodes) for name in source.must]
     names, weights = list(source.faults), list(source.faults.values())
     at_ms = chance.expovariate(1 / source.fault_every_s) * 1000
     while at_ms < until_ms:
@@ -233,6 +301,10 @@ def _fault_steps(source: Scenario, chance: Chance, nodes: int, until_ms: int) ->
     return steps
 
 
+_WHEN: Final[Mapping[str, tuple[int, int]]] = MappingProxyType({"misdirect": (0, 1), "bit_rot": (1, 3), "grow": (0, 6), "transfer": (0, 6)})
+"""In tenths of the run: when what must occur is begun. One damaged node has to be replaced before another one is damaged."""
+_WHEN_OTHERS: Final = (0, 8)
+"""Early enough that one that finds nothing to happen to can be tried again."""
 CRASH_POINTS: Final = (
     "journal.before_write",
     "journal.after_write",
@@ -253,6 +325,7 @@ _TAKES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "slow_link": ("amount", "lasts_ms"),
         "blackout": ("lasts_ms",),
         "slow_disk": ("node", "amount", "lasts_ms"),
+        "bit_rot": ("node", "amount", "lasts_ms"),
         "clock_step": ("node", "amount"),
         "clock_drift": ("node", "amount", "lasts_ms"),
         "crash_point": ("node", "amount", "text", "lasts_ms"),
@@ -265,6 +338,11 @@ _TAKES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
 )
 """What each fault is told; the others are told which node and how long."""
 _CRASH_HITS: Final = 5
+
+
+def _drawn_ms(name: str, chance: Chance, until_ms: int) -> int:
+    begin, end = _WHEN.get(name, _WHEN_OTHERS)
+    return until_ms * begin // 10 + chance.randrange(max(1, until_ms * (end - begin) // 10))
 
 
 def _fault(name: str, at_ms: int, chance: Chance, nodes: int) -> Step:
@@ -298,4 +376,6 @@ def _amount(name: str, share: float) -> float:
             return round((2 * share - 1) ** 3 * 3600, 3)
         case "clock_drift":
             return round((2 * share - 1) * 200_000)
+        case "bit_rot":
+            return round(share, 4)
     return 1 + int(share * 100) % _CRASH_HITS

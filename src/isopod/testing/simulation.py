@@ -7,27 +7,33 @@ Three phases:
 3. liveness: within `HEAL_S` a leader is known, every client is answered, a new write succeeds, and all members have applied the same
    entries and hold the same state.
 
-At the end: the clients' history is linearizable, and every state is what the entries make of nothing, also by way of a snapshot.
+At the end: the clients' history is linearizable; what they read otherwise, watched, and believed of leases agrees with what the store held
+(`isopod.testing.truth`); and every state is what the entries make of nothing, also by way of a snapshot.
 
 A run is a function of its plan (and of the code): equal plans give equal digests, in any process.
 """
 
 import asyncio
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
-from isopod.api.store.client import StoreClient
+from isopod.api.store.cache import CacheSettings
+from isopod.api.store.client import ClientSettings, StoreClient
 from isopod.cluster.raft.settings import RaftSettings
+from isopod.testing.asides import GONE, Asides
 from isopod.testing.clients import Client, revision_violations
 from isopod.testing.faults import Faults
 from isopod.testing.history import History
+from isopod.testing.leasing import lease_violations
 from isopod.testing.linearize import Verdict, check_linearizable
 from isopod.testing.observe import Watch
 from isopod.testing.outcome import Counts, Outcome
 from isopod.testing.plan import Plan, Step
+from isopod.testing.reads import read_violations, watch_violations
 from isopod.testing.rig import PORT, Rig, Tampering
 from isopod.testing.scenarios import scenario
 from isopod.testing.specifications import Register
+from isopod.testing.truth import truth_of
 from isopod.testing.waiting import ConditionNotMet, wait_for_condition_with_backoff
 from isopod.world.network import TcpAddress
 from isopod.world.sim.loop import Deadlock, Runaway
@@ -66,7 +72,8 @@ class _Run:
         self._rig = Rig(plan.seed, plan.nodes, self._watch, raft=raft, tampering=tampering, n_events_max=EVENTS_MAX)
         self._faults = Faults(self._rig)
         self._history = History()
-        self._clients = [Client(number + 1, self._history) for number in range(_n_clients(plan))]
+        self._pinned = _pinned_clients(plan)
+        self._clients = [Client(number, self._history, self._asides(number)) for number in range(1, _n_clients(plan) + 1)]
         self._rules = self._watch.invariants
         self._probe_from: int | None = None
 
@@ -81,6 +88,16 @@ class _Run:
             self._rules.report("liveness", str(error).splitlines()[0])
         self._check_whole()
         return self._outcome()
+
+    def _asides(self, number: int) -> Asides:
+        """Return what a client does beside plain operations; one that is tied to a node knows which life of it answers."""
+        rig, boots = self._rig, self._watch.boots
+        node = rig.nodes[number % rig.n_first]
+
+        def replica() -> str:
+            return GONE if node.is_gone else f"{node.id}.{boots.get(node.id, 0)}"
+
+        return Asides(number, lambda: rig.loop.elapsed_ns, replica if number in self._pinned else lambda: "")
 
     def close(self) -> None:
         """End everything."""
@@ -103,6 +120,8 @@ class _Run:
             await self._act()
             self._heal()
             await self._settle()
+            if not self._rules.violations:
+                await self._damage_late()
         finally:
             if process is not None:
                 process.kill()
@@ -131,6 +150,8 @@ class _Run:
         """See the healed cluster make progress and agree."""
         for condition, what in (
             (self._everybody_answered, "all clients were answered"),
+            (self._everybody_was_told, "all watchers were told everything"),
+            (self._leases_ended, "the leases that nobody keeps alive have ended"),
             (self._rig.agree, "all members applied the same entries"),
         ):
             try:
@@ -139,10 +160,37 @@ class _Run:
                 self._rules.report("liveness", f"{error}; {self._rig.describe()}")
         self._rig.look_at_states()
 
+    async def _damage_late(self) -> None:
+        """Let what had no time yet happen to the healed cluster, and see it agree again."""
+        try:
+            is_any = await self._faults.catch_up(self._write)
+        except ConditionNotMet:
+            self._rules.report("liveness", f"who was damaged late did not come back; {self._rig.describe()}")
+        else:
+            if is_any:
+                await self._settle()
+
+    def _write(self) -> None:
+        """Have the first client write, if it has nothing else to do."""
+        if self._clients and self._clients[0].is_idle:
+            self._clients[0].ask(Step(at_ms=self._plan.until_ms, do="put", client=1, key="last", value="late"))
+
     def _everybody_answered(self) -> bool:
         if self._rig.leader() is None or not all(client.is_idle for client in self._clients):
             return False
         return not self._clients or self._probe_done()
+
+    def _everybody_was_told(self) -> bool:
+        machine = self._machine()
+        return machine is not None and all(client.asides.has_seen(machine.keys.revision) for client in self._clients)
+
+    def _leases_ended(self) -> bool:
+        machine = self._machine()
+        return machine is not None and not len(machine.leases)
+
+    def _machine(self) -> Any:  # a StoreMachine, or what a test put there
+        leader = self._rig.leader()
+        return None if leader is None or leader.machine is None else leader.machine.machine
 
     def _probe_done(self) -> bool:
         """Have the first client write once more, after everything else; say whether that was answered."""
@@ -158,11 +206,16 @@ class _Run:
 
     async def _serve_clients(self) -> None:
         """Be the clients' process."""
-        addresses = [TcpAddress(node.host.address, PORT) for node in self._rig.nodes]
-        world = self._rig.client_host.world
-        orders = [addresses[client.number % len(addresses) :] + addresses[: client.number % len(addresses)] for client in self._clients]
-        stores = [StoreClient(world, order, plaintext=True) for order in orders]
-        await asyncio.gather(*(client.run(store) for client, store in zip(self._clients, stores, strict=True)))
+        await asyncio.gather(*(client.run(self._store(client.number)) for client in self._clients))
+
+    def _store(self, number: int) -> StoreClient:
+        """Return a client's way to the store: each begins at another node, one that only looks on stays there, even ones may cache."""
+        rig = self._rig
+        addresses = [TcpAddress(node.host.address, PORT) for node in rig.nodes[: rig.n_first]]
+        first = number % len(addresses)
+        order = [addresses[first]] if number in self._pinned else addresses[first:] + addresses[:first]
+        settings = ClientSettings(cache=None if number % 2 else CacheSettings())
+        return StoreClient(rig.client_host.world, order, plaintext=True, settings=settings)
 
     # -- checks --------------------------------------------------------------------------------------------------------------------------
 
@@ -175,11 +228,42 @@ class _Run:
             self._rules.report("linearizability undecided", finding.explain())
         for text in revision_violations([glance for client in self._clients for glance in client.glances])[:1]:
             self._rules.report("revisions", text)
+        self._check_asides()
         if not self._rules.violations:
             self._rules.check_replay(lambda: self._tampering.machine(self._rig.client_host.world))
 
+    def _check_asides(self) -> None:
+        """Check what was answered beside plain operations. A clock that ran too fast or too slow made ages and leases wrong by as much."""
+        asides = [client.asides for client in self._clients]
+        if not any(each.reads or each.watched or each.holds for each in asides):
+            return
+        truth = truth_of(self._rules.batches())
+        drift = max((abs(step.amount) / 1e6 for step in self._plan.steps if step.do == "clock_drift"), default=0.0)
+        reads = [read for each in asides for read in each.reads]
+        acknowledged = [told for each in asides for told in each.acknowledged]
+        watched, listed = [one for each in asides for one in each.watched], [one for each in asides for one in each.listed]
+        holds = [hold for each in asides for hold in each.holds]
+        for rule, found in (
+            ("reads", read_violations(reads, truth, acknowledged, drift=drift)),
+            ("watches", watch_violations(watched, listed, truth)),
+            ("leases", lease_violations(holds, truth, drift=drift)),
+        ):
+            for text in found[:3]:
+                self._rules.report(rule, text)
+        count = self._watch.coverage.count
+        for read in reads:
+            count("aside", f"{read.consistency} read" + (" of known age" if read.age_s is not None else ""))
+        for watch in watched:
+            count("aside", "change told", sum(len(entries) for _, _, entries in watch.items))
+            count("aside", "watch told of forgotten changes" if watch.forgotten_ns else "watch")
+        count("aside", "watch resumed", sum(each.n_resumed for each in asides))
+        for hold in holds:
+            count("aside", "lock held" if hold.excludes else "lease abandoned")
+
     def _unseen(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
-        """Note what failed where nobody looked."""
+        """Note what failed where nobody looked; a process that ended itself inside of a callback did not fail."""
+        if isinstance(context.get("exception"), asyncio.CancelledError):
+            return
         self._rules.report("no failure unseen", f"{context.get('message')}: {context.get('exception')!r}")
 
     def _outcome(self) -> Outcome:
@@ -198,6 +282,8 @@ class _Run:
                 coverage.count("client error", code, n)
         self._watch.hash(self._rig.loop.trace_digest().encode())
         self._watch.hash(repr(self._history.operations()).encode())
+        for client in self._clients:
+            self._watch.hash(repr((client.asides.reads, client.asides.watched, client.asides.holds)).encode())
         loop = self._rig.loop
         return Outcome(
             self._plan, tuple(self._rules.violations), self._watch.digest(), loop.elapsed_ns / 1e9, loop.n_events, counts, coverage
@@ -206,6 +292,12 @@ class _Run:
 
 def _n_clients(plan: Plan) -> int:
     return max((step.client for step in plan.steps), default=0)
+
+
+def _pinned_clients(plan: Plan) -> dict[int, None]:
+    """Return the clients that do nothing but read stale or cached, by odd numbers: each is tied to one node."""
+    others = {step.client: None for step in plan.steps if step.do not in ("stale", "cached")}
+    return {step.client: None for step in plan.steps if step.do in ("stale", "cached") and step.client % 2 and step.client not in others}
 
 
 async def _sleep_until(time_s: float) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from isopod.cluster.members.backup import make_backup, read_backup, restore
+from isopod.cluster.members.backup import make_backup, read_backup
 from isopod.cluster.members.recover import RecoveryReport, recover
 from isopod.runtime.logger import Logger
 from isopod.runtime.metrics import Registry
@@ -151,14 +151,13 @@ async def test_a_backup_goes_back_into_its_own_and_into_another_cluster(world: W
         assert info.revision == first.store.machine.revision
         await first.store.put("jobs/999", b"later")
         await first.store.delete("jobs/000")
-        backup = read_backup(data)
         with pytest.raises(WrongState, match="not empty: it holds 300 keys") as caught:
-            await restore(first.store, first.store.machine, backup, force=False)
+            await first.restorer.restore(data, force=False)
         assert "--force" in caught.value.hint
-        await restore(first.store, first.store.machine, backup, force=True)
+        await first.restorer.restore(data, force=True)
         assert (await first.store.get("jobs/000")).value == bytes(1000)
         assert (await first.store.get("jobs/999")).value is None
-        done = await restore(second.store, second.store.machine, backup, force=False)
+        done = await second.restorer.restore(data, force=False)
         assert (done.n_keys, done.source_cluster_id) == (300, first.cluster_id)
         assert [entry.id for entry in second.status().nodes] == [1], "no member came with it"
         assert second.members.registry.cluster is not None

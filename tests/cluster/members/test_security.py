@@ -11,10 +11,11 @@ from isopod.api.store import methods as kv
 from isopod.api.store.messages import Get, KvRead
 from isopod.cluster.members import wire as w
 from isopod.cluster.members.credentials import Bearer, bearer_of, subject_of
+from isopod.cluster.members.enrolment import Applicant
 from isopod.cluster.members.links import explain_handshake
 from isopod.cluster.messaging import SEND, Batch
 from isopod.cluster.raft.wire import HELLO, RaftHello
-from isopod.net.ca import Authority
+from isopod.net.ca import Authority, certificate_request
 from isopod.net.rpc import connect
 from isopod.world.errors import (
     ForeignCluster,
@@ -27,7 +28,7 @@ from isopod.world.errors import (
     TokenRefused,
     WrongState,
 )
-from isopod.world.network import ClientTls, TlsMaterial
+from isopod.world.network import ClientTls, PeerIdentity, TlsMaterial
 from isopod.world.sim import SimWorld
 from isopod.world.world import World
 from tests.cluster.members.rig import TOKEN, rig_of, until
@@ -161,6 +162,37 @@ async def test_an_agent_reaches_what_agents_need(world: World, folder: str) -> N
             await first.members.promote(9)
 
 
+async def test_an_agents_token_makes_nobody_a_voters_double(world: World, folder: str) -> None:
+    """A voter's id and incarnation are no secret: they stand in the certificate that it shows to everybody."""
+    async with rig_of(world, folder, "tls") as rig:
+        first = await rig.found()
+        second = await rig.join(2, first)
+        token = (await first.members.create_token(c.CreateToken(role="agent"))).token
+        wanted = w.EnrolRequest(
+            token_id="",
+            nonce="",
+            node_id=2,
+            incarnation=second.identity.incarnation,
+            address="127.0.0.1:1",
+            role="agent",
+            request=certificate_request("isopod node 2").certificate,
+        )
+        applicant = Applicant(world, token, wanted, peer="the door")
+        client = await connect(world, first.address, tls=ClientTls(BLIND))
+        answer = applicant.answer(await client.call(w.ENROL, applicant.first))
+        with pytest.raises(IdentityConflict, match="asks to come back as an agent"):
+            await client.call(w.ENROL, answer)
+        await client.close()
+
+        # And nobody takes an agent's certificate for that of a replica.
+        def shown(role: str) -> PeerIdentity:
+            uri = Bearer(first.cluster_id, role, 2, second.identity.incarnation).uri
+            return PeerIdentity("", "", (), (), (uri,), "", 0, 0)
+
+        assert first.book.admits(2, shown("voter"))
+        assert not first.book.admits(2, shown("agent"))
+
+
 async def test_voters_hold_the_authoritys_key_and_nobody_else(world: World, folder: str) -> None:
     async with rig_of(world, folder, "tls") as rig:
         first = await rig.found()
@@ -184,6 +216,21 @@ async def test_voters_hold_the_authoritys_key_and_nobody_else(world: World, fold
         await rig.join(4, learner, token=token)
         await until(lambda: first._credentials.authority is None, "who votes no more forgets the key")
         assert not await has_key(first)
+
+
+async def test_a_key_that_was_left_behind_is_removed_at_the_next_start(world: World, folder: str) -> None:
+    """The node was stopped between its last vote and the removal of the key."""
+    async with rig_of(world, folder, "tls") as rig:
+        first = await rig.found()
+        learner = await rig.join(2, first, role="learner")
+        await learner.stop()
+        path = f"{learner.config.data_dir}/tls/ca.key"
+        await world.disk.write(path, await world.disk.read(f"{first.config.data_dir}/tls/ca.key"))
+        again = await rig.again(2, role="learner")
+        await until(lambda: again._credentials.authority is None, "it is removed")
+        await again.stop()
+        assert await world.disk.stat(path) is None
+        assert first._credentials.authority is not None
 
 
 @pytest.mark.parametrize("garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 64, b"", b"\x16\x03\x01\xff\xff" + b"\0" * 100])

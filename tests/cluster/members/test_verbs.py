@@ -171,3 +171,23 @@ async def test_a_node_that_waits_is_told_whom_to_join(world: World, folder: str)
         assert waiting.cluster_id == first.cluster_id
         with pytest.raises(WrongState, match="a member of cluster"):
             await waiting.join_now(first.advertised, TOKEN, timeout_s=10)
+
+
+async def test_how_many_vote_is_changed_while_it_runs(world: World, folder: str) -> None:
+    async with rig_of(world, folder) as rig:
+        nodes = await rig.form(3, voters_max=3)
+        fourth = await rig.join(4, nodes[0])
+        fifth = await rig.join(5, nodes[0])
+        assert fourth.status().learners == (4, 5)
+        leader = rig.leader()
+        with pytest.raises(WrongState, match="full: 3 of at most 3 vote"):
+            await leader.members.promote(4)
+        changed = await fifth.members.set_voters_max(5)
+        assert changed.message == "At most 5 nodes vote"
+        await until(lambda: len(leader.status().voters) == 5, "who waited for room votes")
+        await leader.members.set_voters_max(1)
+        await until(lambda: leader.status().voters == (leader.config.node_id,), "the leader votes alone")
+        assert leader.status().voters_max == 1
+        with pytest.raises(InvalidArgument, match="1, 3, 5 or 7"):
+            await leader.members.set_voters_max(4)
+        await leader.store.put("color", b"red")

@@ -78,7 +78,9 @@ class Cluster:
         for node_id in node_ids:
             await self.add(node_id, bootstrap=first, transport=transport)
 
-    async def add(self, node_id: int, *, bootstrap: Sequence[int] | None, transport: Transport | None = None) -> Member:
+    async def add(
+        self, node_id: int, *, bootstrap: Sequence[int] | None, transport: Transport | None = None, is_quiet: bool = False
+    ) -> Member:
         machine = Tally()
         node = await RaftNode.open(
             self.world,
@@ -91,6 +93,7 @@ class Cluster:
             bootstrap=bootstrap,
             logger=Logger(self.lines.append, self.world.clock),
             metrics=Registry(),
+            is_quiet=is_quiet,
         )
         await node.start()
         self.members[node_id] = Member(node, machine)

@@ -5,10 +5,12 @@ import pytest
 from isopod.cluster.raft.codec import HardState, decode_hard_state, encode_hard_state
 from isopod.cluster.raft.core import ConfState
 from isopod.cluster.raft.log import RaftLog, Recovered
+from isopod.cluster.raft.ports import SnapshotOffer
 from isopod.cluster.raft.settings import RaftSettings
-from isopod.cluster.raft.snapshots import Snapshot, SnapshotHeader, crc_of, pack_snapshot, parse_snapshot
+from isopod.cluster.raft.snapshots import Captured, Snapshot, SnapshotHeader, crc_of, pack_snapshot, parse_snapshot
 from isopod.journal import JournalSettings
 from isopod.world import errors
+from isopod.world.sim import SimWorld
 from isopod.world.world import World
 
 VOTERS = ConfState(voters=(1, 2, 3))
@@ -49,6 +51,31 @@ async def test_entries_and_promises_are_there_again(world: World, folder: str) -
     assert found.records == [b"a", b"bc", b"d"]
     assert decode_hard_state(found.hard_state) == HardState(2, 1, 3)
     assert log.boot == 2
+    await log.close()
+
+
+@pytest.mark.row("B13")
+async def test_a_joiner_that_lost_power_before_its_first_snapshot_starts_again(sim_world: SimWorld, folder: str) -> None:
+    world = sim_world.world
+
+    async def join() -> tuple[RaftLog, Recovered]:
+        return await RaftLog.open(
+            world, folder, cluster_id="c", node_id=4, bootstrap=None, journal_settings=SMALL, incarnation="joined before"
+        )
+
+    async def live() -> Recovered:
+        log, found = await join()
+        await settle(log)
+        return found
+
+    first = await sim_world.spawn_node(live()).wait()
+    assert first == Recovered(first.hard_state, None, [])
+    sim_world.power_cut()
+
+    log, found = await join()
+
+    assert found == Recovered(found.hard_state, None, [])
+    assert (log.boot, log.snapshot.index) == (2, 0)
     await log.close()
 
 
@@ -185,3 +212,42 @@ def test_a_cut_snapshot_is_none(cut: int) -> None:
     assert crc_of(data) == int.from_bytes(data[-4:], "little")
     with pytest.raises(errors.BadRecord):
         parse_snapshot(data[:cut], "x")
+
+
+async def test_a_snapshot_that_just_came_is_not_taken_for_an_old_one(world: World, folder: str) -> None:
+    """It came while one made here was written, and is installed only afterwards: the log will name it."""
+    log, _ = await reopen(world, folder)
+    folder_of = log.snapshots
+    await folder_of.save(snapshot(50, 2))
+    await folder_of.save(snapshot(20, 1))
+    await folder_of.save(snapshot(10, 1))
+    part = f"{folder_of.path}/incoming-{60:020d}-{2:020d}-aaaaaaaa.part"
+    await world.disk.write(part, b"x")
+    await folder_of.remove_but([(20, 1)])
+    names = await world.disk.list(folder_of.path)
+    assert sorted(names) == sorted(path.rpartition("/")[2] for path in (folder_of.file(20, 1), folder_of.file(50, 2), part))
+    await folder_of.remove_but([(60, 2), (50, 2)])
+    assert list(await world.disk.list(folder_of.path)) == [folder_of.file(50, 2).rpartition("/")[2]]
+    await log.close()
+
+
+async def test_a_snapshot_is_written_piece_by_piece_and_what_a_crash_leaves_goes(world: World, folder: str) -> None:
+    log, _ = await reopen(world, folder)
+    header = SnapshotHeader("c", 9, 1, VOTERS, 17)
+    pieces = (b"", b"one", b"", bytes(3 << 20), b"two")
+    n_bytes = await log.snapshots.save(Captured(header, iter(pieces)))
+    whole = await log.snapshots.load(9, 1)
+    assert whole == Snapshot(header, b"".join(pieces))
+    assert n_bytes == len(pack_snapshot(whole))
+    await world.disk.write(log.snapshots.file(11, 1) + ".making", b"half")
+    log, _ = await reopen(world, folder, log)
+    assert not [name for name in await world.disk.list(log.snapshots.path) if name.endswith(".making")]
+    await log.close()
+
+
+async def test_more_than_a_snapshot_can_be_is_not_received(sim_world: SimWorld, folder: str) -> None:
+    log, _ = await reopen(sim_world.world, folder)
+    for n_bytes in (0, -1, 1 << 40):
+        with pytest.raises(errors.TooLarge):
+            await log.snapshots.open_receiver(SnapshotOffer(b"", 9, 1, n_bytes, 0))
+    await log.close()

@@ -1,16 +1,21 @@
 """RaftNode on both Worlds, over a transport in memory."""
 
 import asyncio
+from collections.abc import Iterator
 
 import pytest
 
+from isopod.cluster.raft.core import ConfState
 from isopod.cluster.raft.node import RaftNode
-from isopod.cluster.raft.ports import Applied, ChangeKind, LeaderChanged, MemberChange, MembersChanged
+from isopod.cluster.raft.ports import Applied, ChangeKind, LeaderChanged, MemberChange, MembersChanged, SnapshotOffer
 from isopod.cluster.raft.settings import RaftSettings
+from isopod.cluster.raft.snapshots import Snapshot, SnapshotHeader, crc_of, pack_snapshot
 from isopod.runtime.logger import Logger
 from isopod.runtime.metrics import Registry
 from isopod.world import errors
+from isopod.world.sim import SimWorld
 from isopod.world.world import World
+from tests.cluster.raft.core import wire
 from tests.cluster.raft.support import CLUSTER, Cluster, Tally, until
 
 
@@ -263,11 +268,11 @@ async def test_one_change_at_a_time_and_none_that_ends_the_quorum(world: World, 
     leader = (await cluster.leader()).node
     await leader.propose(b"a")
     others = [node_id for node_id in (1, 2, 3) if node_id != leader.node_id]
-    first = asyncio.ensure_future(leader.change_member(MemberChange(ChangeKind.ADD_LEARNER, 4)))
-    await asyncio.sleep(0)
-    with pytest.raises(errors.InUse):
-        await leader.change_member(MemberChange(ChangeKind.ADD_LEARNER, 5))
-    assert 4 in (await first).learners
+    both = [leader.change_member(MemberChange(ChangeKind.ADD_LEARNER, node_id)) for node_id in (4, 5)]
+    found = await asyncio.gather(*both, return_exceptions=True)
+    [refused] = [each for each in found if isinstance(each, BaseException)]
+    assert isinstance(refused, errors.InUse)
+    [learner] = leader.members().learners
     await cluster.stop(others[0])
     await asyncio.sleep(0.5)
     with pytest.raises(errors.WrongState, match="1 of the 2 other voters"):
@@ -279,7 +284,7 @@ async def test_one_change_at_a_time_and_none_that_ends_the_quorum(world: World, 
     with pytest.raises(errors.AlreadyExists):
         await leader.change_member(MemberChange(ChangeKind.PROMOTE, others[1]))
     with pytest.raises(errors.AlreadyExists):
-        await leader.change_member(MemberChange(ChangeKind.DEMOTE, 4))
+        await leader.change_member(MemberChange(ChangeKind.DEMOTE, learner))
     await cluster.close()
 
 
@@ -363,3 +368,130 @@ async def _open_as(cluster: Cluster, path: str, node_id: int, cluster_id: str) -
         logger=Logger(cluster.lines.append, cluster.world.clock),
         metrics=Registry(),
     )
+
+
+async def test_a_snapshot_that_the_core_has_no_use_for_is_not_kept(world: World, folder: str) -> None:
+    cluster = Cluster(world, folder)
+    await cluster.start(1, 2, 3)
+    await cluster.propose(b"a")
+    await cluster.equal()
+    driver = cluster.members[1].node._driver
+    old = Snapshot(SnapshotHeader(CLUSTER, 1, 1, driver.conf_state, 0), bytes(1000))
+    driver.step_snapshot(2, old, wire.snapshot(2, 1, term=1, index=1, voters=bytes((1, 2, 3))))
+    await until(lambda: not driver.received)
+    await cluster.propose(b"b")
+    await cluster.close()
+
+
+async def test_a_snapshot_whose_message_says_another_index_is_not_received(world: World, folder: str) -> None:
+    """The core would take what nobody received, and that ends the process."""
+    cluster = Cluster(world, folder)
+    await cluster.start(1)
+    await cluster.leader()
+    snapshotter = cluster.members[1].node._snapshotter
+    lie = wire.snapshot(2, 1, term=9, index=99, voters=bytes((1, 2)))
+    for offer in (SnapshotOffer(lie, 1, 1, 100, 0), SnapshotOffer(lie, 98, 9, 100, 0), SnapshotOffer(b"\xff", 99, 9, 100, 0)):
+        with pytest.raises(errors.InvalidArgument, match="its message"):
+            await snapshotter.receive(2, offer)
+    with pytest.raises(errors.InvalidArgument, match="by node 2"):
+        await snapshotter.receive(3, SnapshotOffer(lie, 99, 9, 100, 0))
+    # What it is of is looked at again when the file is there.
+    file = pack_snapshot(Snapshot(SnapshotHeader(CLUSTER, 99, 8, ConfState(voters=(1, 2)), 0), b"x"))
+    receiver = await snapshotter.receive(2, SnapshotOffer(lie, 99, 9, len(file), crc_of(file)))
+    await receiver.write(file)
+    with pytest.raises(errors.InvalidArgument, match="its file is of"):
+        await receiver.finish()
+    assert await cluster.propose(b"a") == 0
+    await cluster.close()
+
+
+async def test_a_machine_that_cannot_be_restored_lets_go_of_the_folder(world: World, folder: str) -> None:
+    cluster = Cluster(world, folder)
+    await cluster.start(1)
+    await cluster.propose(b"a")
+    await cluster.close()
+
+    class Broken(Tally):
+        def restore(self, data: bytes) -> None:
+            raise errors.BadRecord("snapshot", "it is of other limits")
+
+    async def open_with(machine: Tally) -> RaftNode:
+        return await RaftNode.open(
+            world,
+            f"{folder}/n1",
+            node_id=1,
+            cluster_id=CLUSTER,
+            machine=machine,
+            transport=cluster.network.transport(),
+            settings=RaftSettings(),
+            bootstrap=None,
+            logger=Logger(cluster.lines.append, world.clock),
+            metrics=Registry(),
+        )
+
+    with pytest.raises(errors.BadRecord, match="other limits"):
+        await open_with(Broken())
+    node = await open_with(Tally())
+    await node.close()
+
+
+async def test_a_large_machine_is_packed_between_other_things(sim_world: SimWorld, folder: str) -> None:
+    """Each piece is a turn of the loop in which heartbeats are answered."""
+    cluster = Cluster(sim_world.world, folder)
+    await cluster.start(1)
+    await cluster.leader()
+    node = cluster.members[1].node
+    turns = [0]
+
+    class Large(Tally):
+        def capture(self) -> Iterator[bytes]:
+            whole = self.snapshot()
+            for _ in range(50):
+                seen.append(turns[0])
+                yield b""
+            yield whole
+
+    seen: list[int] = []
+
+    async def count() -> None:
+        while True:
+            turns[0] += 1
+            await asyncio.sleep(0)
+
+    node._driver.machine = Large()
+    counting = asyncio.create_task(count())
+    await node.propose(b"a")
+    index = await node.make_snapshot()
+    counting.cancel()
+    assert index == node.applied_index
+    assert len(dict.fromkeys(seen)) > 25, "others had their turn in between"
+    await cluster.close()
+    await cluster.start(1)
+    assert cluster.members[1].machine.values() == [b"a"]
+    await cluster.close()
+
+
+@pytest.mark.row("B19")
+async def test_a_quiet_node_does_not_lead_alone(sim_world: SimWorld, folder: str) -> None:
+    """As a joiner may be shown a snapshot of the days in which its id was the only voter: it must not believe that it still is."""
+    cluster = Cluster(sim_world.world, folder)
+    node = (await cluster.add(1, bootstrap=(1,), is_quiet=True)).node
+    await asyncio.sleep(10.0)
+    assert (node.is_leader, node.status(with_digest=False).term) == (False, 1)
+    await node.trust()
+    await cluster.leader()
+    await cluster.close()
+
+
+@pytest.mark.row("B19")
+async def test_a_quiet_node_gives_no_vote(sim_world: SimWorld, folder: str) -> None:
+    cluster = Cluster(sim_world.world, folder)
+    for node_id in (1, 2, 3):
+        await cluster.add(node_id, bootstrap=(1, 2, 3), is_quiet=node_id != 1)
+    await asyncio.sleep(10.0)
+    assert [member.node.leader for member in cluster.members.values()] == [0, 0, 0]
+    await cluster.members[3].node.trust()
+    leader = (await cluster.leader()).node
+    await leader.propose(b"also without votes the log is followed")
+    assert await cluster.equal() == [b"also without votes the log is followed"]
+    await cluster.close()

@@ -38,10 +38,17 @@ def proposals(**settings: Any) -> Proposals:
     return Proposals(asyncio.get_running_loop(), RaftSettings(**settings))
 
 
+def added(to: Proposals | Reads, *what: Any) -> "asyncio.Future[Any]":
+    """Add a proposal or a read; return what waits for it."""
+    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    to.add(*what, future)  # type: ignore[call-arg]
+    return future
+
+
 async def test_all_that_waits_shares_an_entry(world: World) -> None:
     core: Any = Counting()
     box = proposals()
-    futures = [box.add(b"%d" % number, 5.0) for number in range(3)]
+    futures = [added(box, b"%d" % number, 5.0) for number in range(3)]
     assert box.propose(core, 4, 1000)
     assert [decode_envelope(entry) for entry in core.entries] == [(1000, [b"0", b"1", b"2"])]
     box.applied(11, 4, ["a", "b", "c"])
@@ -52,12 +59,12 @@ async def test_all_that_waits_shares_an_entry(world: World) -> None:
 async def test_much_is_cut_into_entries_and_rounds_are_bounded(world: World) -> None:
     core: Any = Counting()
     box = proposals(entry_bytes_max=1000, rounds_max=2)
-    futures = [box.add(bytes(400), 5.0) for _ in range(5)]
+    futures = [added(box, bytes(400), 5.0) for _ in range(5)]
     assert box.propose(core, 4, 1) == 13
     assert [len(decode_envelope(entry)[1]) for entry in core.entries] == [2, 2, 1]
-    second = box.add(b"x", 5.0)
+    second = added(box, b"x", 5.0)
     assert box.propose(core, 4, 1)
-    waiting = box.add(b"y", 5.0)
+    waiting = added(box, b"y", 5.0)
     assert bool(box.has_waiting) is False, "two rounds are under way"
     for index in (11, 12, 13):
         box.applied(index, 4, range(len(decode_envelope(core.entries[index - 11])[1])))
@@ -71,14 +78,14 @@ async def test_much_is_cut_into_entries_and_rounds_are_bounded(world: World) -> 
 async def test_bounds_are_kept_and_told(world: World) -> None:
     box = proposals(proposals_max=2, proposal_bytes_max=100, command_bytes_max=60)
     with pytest.raises(errors.TooLarge):
-        box.add(bytes(61), 1.0)
-    first = box.add(bytes(60), 1.0)
+        added(box, bytes(61), 1.0)
+    first = added(box, bytes(60), 1.0)
     with pytest.raises(errors.Exhausted) as failure:
-        box.add(bytes(60), 1.0)
+        added(box, bytes(60), 1.0)
     assert failure.value.retry_after_s
-    second = box.add(b"", 1.0)
+    second = added(box, b"", 1.0)
     with pytest.raises(errors.Exhausted):
-        box.add(b"", 1.0)
+        added(box, b"", 1.0)
     box.close(errors.NotStarted("x"))
     assert isinstance(first.exception(), errors.NotStarted)
     assert isinstance(second.exception(), errors.NotStarted)
@@ -90,9 +97,9 @@ async def test_no_proposal_waits_longer_than_its_deadline(world: World) -> None:
     box = proposals()
     loop = asyncio.get_running_loop()
     began = loop.time()
-    waiting, under_way = box.add(b"a", 0.05), box.add(b"b", 0.1)
+    waiting, under_way = added(box, b"a", 0.05), added(box, b"b", 0.1)
     box.propose(core, 1, 1)
-    late = box.add(b"c", 0.03)
+    late = added(box, b"c", 0.03)
     for future in (late, waiting, under_way):
         with pytest.raises(errors.DeadlineExceeded):
             await future
@@ -106,9 +113,9 @@ async def test_no_proposal_waits_longer_than_its_deadline(world: World) -> None:
 async def test_who_loses_the_lead_is_told_what_is_known(world: World) -> None:
     core: Any = Counting()
     box = proposals()
-    under_way = box.add(b"a", 5.0)
+    under_way = added(box, b"a", 5.0)
     box.propose(core, 1, 1)
-    waiting = box.add(b"b", 5.0)
+    waiting = added(box, b"b", 5.0)
     box.lose(errors.LeadershipLost(1, 1), errors.NotLeader(1, 2))
     assert isinstance(under_way.exception(), errors.LeadershipLost)
     assert isinstance(waiting.exception(), errors.NotLeader)
@@ -118,7 +125,7 @@ async def test_who_loses_the_lead_is_told_what_is_known(world: World) -> None:
 async def test_an_entry_of_a_later_term_under_our_index_answers_nobody(world: World) -> None:
     core: Any = Counting()
     box = proposals()
-    future = box.add(b"a", 5.0)
+    future = added(box, b"a", 5.0)
     box.propose(core, 1, 1)
     box.applied(11, 2, ["another's"])
     assert not future.done()
@@ -130,7 +137,7 @@ async def test_an_entry_of_a_later_term_under_our_index_answers_nobody(world: Wo
 async def test_what_the_core_does_not_take_now_waits(world: World, why: str) -> None:
     core: Any = Counting()
     box = proposals()
-    future = box.add(b"a", 5.0)
+    future = added(box, b"a", 5.0)
     core.refuse = why
     assert not box.propose(core, 1, 1)
     core.refuse = ""
@@ -138,7 +145,7 @@ async def test_what_the_core_does_not_take_now_waits(world: World, why: str) -> 
     box.applied(11, 1, ["done"])
     assert future.result() == "done"
     core.refuse = "not_leader"
-    box.add(b"b", 5.0).cancel()
+    added(box, b"b", 5.0).cancel()
     with pytest.raises(ProposalDropped):
         box.propose(core, 1, 1)
     box.close(errors.NotStarted("x"))
@@ -147,9 +154,9 @@ async def test_what_the_core_does_not_take_now_waits(world: World, why: str) -> 
 async def test_reads_of_a_turn_share_a_round_and_contexts_never_repeat(world: World) -> None:
     core: Any = Counting()
     reads = Reads(asyncio.get_running_loop(), RaftSettings(), node_id=3, boot=9)
-    futures = [reads.add(5.0) for _ in range(3)]
+    futures = [added(reads, 5.0) for _ in range(3)]
     reads.ask(core)
-    later = reads.add(5.0)
+    later = added(reads, 5.0)
     assert len(core.contexts) == 1
     assert READ_CONTEXT.unpack(core.contexts[0]) == (3, 9, 1)
     reads.answered(core.contexts[0], 50)
@@ -171,15 +178,16 @@ async def test_reads_of_a_turn_share_a_round_and_contexts_never_repeat(world: Wo
     assert later.result() == 60
 
 
+@pytest.mark.virtual_time
 async def test_lost_rounds_are_asked_again_and_rounds_are_bounded(world: World) -> None:
     core: Any = Counting()
     loop = asyncio.get_running_loop()
     reads = Reads(loop, RaftSettings(reads_max=10, heartbeat_s=0.01), node_id=1, boot=1)
     futures = []
     for _ in range(ROUNDS_MAX):
-        futures.append(reads.add(5.0))
+        futures.append(added(reads, 5.0))
         reads.ask(core)
-    futures.append(reads.add(0.2))
+    futures.append(added(reads, 0.2))
     assert bool(reads.has_waiting) is False
     await asyncio.sleep(0.05)
     reads.retry_lost()
@@ -189,9 +197,9 @@ async def test_lost_rounds_are_asked_again_and_rounds_are_bounded(world: World) 
     reads.release(1)
     assert all(future.done() for future in futures)
     with pytest.raises(errors.DeadlineExceeded):
-        await reads.add(0.01)
-    more = [reads.add(5.0) for _ in range(10)]
+        await added(reads, 0.01)
+    more = [added(reads, 5.0) for _ in range(10)]
     with pytest.raises(errors.Exhausted):
-        reads.add(5.0)
+        added(reads, 5.0)
     reads.close(errors.NotStarted("x"))
     assert all(isinstance(future.exception(), errors.NotStarted) for future in more)

@@ -222,6 +222,23 @@ def test_a_slow_lossy_network_breaks_nothing(make: Run) -> None:
     run(sim, body())
 
 
+def test_a_follower_reads_over_a_line_longer_than_its_patience(make: Run) -> None:
+    """Each round takes longer than the pause after which it is asked again: the answer to the first one counts."""
+    sim = make(11)
+
+    async def body() -> None:
+        leader = await sim.wait_leader()
+        follower = next(each for each in sim.running.values() if each.node is not leader.node)
+        await leader.node.propose(b"x")
+        sim.fabric.set_all(LinkQuality(latency_s=(0.06, 0.1)))
+        for _ in range(10):
+            began = sim.loop.time()
+            assert await follower.node.read_barrier(timeout_s=2.0) >= 2
+            assert sim.loop.time() - began < 1.0
+
+    run(sim, body())
+
+
 @pytest.mark.row("B15")
 def test_a_follower_far_behind_catches_up_by_a_streamed_snapshot(make: Run) -> None:
     sim = make(9, settings=RaftSettings(snapshot_log_entries=60, keep_log_entries=10))

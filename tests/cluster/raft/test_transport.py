@@ -279,6 +279,22 @@ async def test_a_session_is_of_its_connection_only(world: World) -> None:
     await end.close()
 
 
+async def test_the_late_hello_of_an_attempt_that_was_given_up_does_not_end_the_session_in_use(world: World) -> None:
+    """On a slow network it may come after that of the next attempt, which succeeded."""
+    end = await End(world, 1, Book({})).start()
+    used, given_up = await call(end), await call(end)
+    session = (await used.call(HELLO, RaftHello("c", 2, "x", 1))).session
+    await given_up.call(HELLO, RaftHello("c", 2, "x", 1))
+
+    await used.notify(MESSAGES, FRAME_HEAD.pack(session) + pack_length(len(message(2, 1))) + message(2, 1))
+
+    await until(lambda: len(end.sink.messages) == 1)
+    assert end.transport.violations.value == 0
+    await used.close()
+    await given_up.close()
+    await end.close()
+
+
 async def test_a_snapshot_whose_message_is_another_ones_is_refused(world: World) -> None:
     end = await End(world, 1, Book({})).start()
     client = await call(end)

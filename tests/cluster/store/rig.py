@@ -1,13 +1,13 @@
 """Helpers: a log without Raft, for tests of what stands on it: who leads, who is behind and what gets lost is said by the test."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Self
 
 import msgspec
 
 from isopod.api.store import messages as m
-from isopod.cluster.raft.ports import Batch, LeaderChanged, RaftEvent, RaftStatus
+from isopod.cluster.raft.ports import Batch, LeaderChanged, RaftEvent, RaftStatus, Waiter
 from isopod.cluster.store.machine import StoreMachine
 from isopod.cluster.store.replica import Replica, ReplicaSettings
 from isopod.cluster.store.service import handlers
@@ -92,6 +92,10 @@ class FakeLog:
             await self.kill(number)
         for replica in self.replicas.values():
             await replica.close()
+        telling = [task for raft in self.rafts.values() for task in raft.telling]
+        for task in telling:
+            task.cancel()
+        await asyncio.gather(*telling, return_exceptions=True)
 
     async def serve(self, number: int, address: Address = TcpAddress("127.0.0.1", 0)) -> TcpAddress:  # noqa: B008
         """Serve a node's verbs; return where, for a client."""
@@ -137,6 +141,7 @@ class FakeRaft:
         self.n_barriers = 0
         self.callbacks: list[Callable[[RaftEvent], None]] = []
         self.barrier_error: Exception | None = None
+        self.telling: list[asyncio.Task[None]] = []
 
     async def propose(self, data: bytes, *, timeout_s: float) -> Any:
         await asyncio.sleep(self.delay_s)
@@ -165,6 +170,26 @@ class FakeRaft:
         except TimeoutError:
             raise DeadlineExceeded("a read", timeout_s) from None
         return index
+
+    def propose_nowait(self, command: bytes, waiter: Waiter, *, timeout_s: float) -> None:
+        self._tell(self.propose(command, timeout_s=timeout_s), waiter)
+
+    def read_barrier_nowait(self, waiter: Waiter, *, timeout_s: float) -> None:
+        self._tell(self.read_barrier(timeout_s=timeout_s), waiter)
+
+    def _tell(self, work: Coroutine[Any, Any, Any], waiter: Waiter) -> None:
+        async def tell() -> None:
+            try:
+                result = await work
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - told, as the real one does
+                waiter.set_exception(error)
+            else:
+                waiter.set_result(result)
+            finally:
+                self.telling.remove(task)
+
+        task = asyncio.get_running_loop().create_task(tell())
+        self.telling.append(task)
 
     def catch_up(self) -> None:
         while self.applied < len(self.log.batches):

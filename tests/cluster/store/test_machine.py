@@ -5,13 +5,15 @@ import subprocess
 import sys
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isopod.api.store import messages as m
-from isopod.api.store.messages import Condition, Delete, Deleted, DeletePrefix, Get, Page, Put, Range, Refusal, Txn, TxnResult
+from isopod.api.store.messages import Condition, Delete, Deleted, DeletePrefix, Entry, Get, Page, Put, Range, Refusal, Txn, TxnResult
 from isopod.cluster.raft.ports import Batch
+from isopod.cluster.store.image import PIECE_BYTES, Image, finish, pack_in_pieces, unpack_in_pieces
 from isopod.cluster.store.machine import MachineLimits, StoreMachine
 from isopod.cluster.store.sessions import SessionLimits
 from isopod.world.errors import BadRecord
@@ -378,3 +380,57 @@ def test_a_checkpoint_notes_the_digest_at_its_place() -> None:
     one.do(Put("a", b"2"))
     assert one.machine.checkpoint_at(2) == other.machine.checkpoint_at(2) != ""
     assert one.machine.checkpoint_at(1) == ""
+
+
+def test_a_capture_is_of_its_moment_and_in_small_pieces() -> None:
+    feeder = Feeder()
+    for number in range(3000):
+        feeder.do(Put(f"k{number % 2000:05}", b"%d" % number * 100))
+    before = feeder.machine.snapshot()
+    pieces = feeder.machine.capture()
+    taken = [next(pieces)]
+    feeder.do(Put("k00001", b"changed"), Put("new", b""), Delete("k00002"))
+    taken += pieces
+    assert b"".join(taken) == before != feeder.machine.snapshot()
+    assert max(map(len, taken)) < 2 * PIECE_BYTES
+    assert sum(not piece for piece in taken) >= len(before) // PIECE_BYTES, "breaks while it is packed"
+
+
+@pytest.mark.parametrize("n", [0, 1, 15, 16, 17, 65535, 65536, 65537])
+def test_pieces_are_what_packing_in_one_go_makes(n: int) -> None:
+    entries = [Entry(f"k{number:06}", b"", 1, number, 1) for number in range(n)]
+    image = Image(1, n, 0, 7, 9, [], entries[:20], [(1, 2)], 3, [], 4, [])
+    data = b"".join(pack_in_pieces(image, iter(entries), n, ("", "", "digest")))
+    found = finish(unpack_in_pieces(data))
+    assert found == msgspec.structs.replace(image, entries=entries, digest="digest")
+    assert data.endswith(msgspec.msgpack.encode(found))
+
+
+def test_what_was_prepared_is_taken_over_and_nothing_else() -> None:
+    feeder = Feeder()
+    lease = feeder.do(m.LeaseGrant(1000)).lease
+    for number in range(3000):
+        feeder.do(Put(f"k{number:05}", b"x" * 100, lease if number < 3 else 0))
+    data = feeder.machine.snapshot()
+    machine = StoreMachine()
+    before = machine.digest()
+    n_pieces = sum(1 for _ in machine.prepare(data))
+    assert n_pieces > 5, "others have their turn in between"
+    assert machine.digest() == before, "nothing was changed yet"
+    machine.restore(data)
+    assert machine.digest() == feeder.machine.digest()
+    assert list(machine.leases.by_id[lease].keys) == ["k00000", "k00001", "k00002"]
+
+    # Other bytes than those that were prepared are restored as they are.
+    feeder.do(Put("later", b""))
+    later = feeder.machine.snapshot()
+    finish(machine.prepare(data))
+    machine.restore(later)
+    assert machine.digest() == feeder.machine.digest()
+    # Who goes on by entries lets go of what was prepared.
+    finish(machine.prepare(data))
+    machine.apply(Batch(99_999, 1, feeder.stamp_ns, []))
+    assert machine._prepared is None
+    with pytest.raises(BadRecord):
+        finish(machine.prepare(data[:-1]))
+    assert machine._prepared is None

@@ -7,6 +7,7 @@ import pytest
 from isopod.api.store import messages as m
 from isopod.api.store.messages import Condition, Delete, Get, KvRead, Put, Range, Txn
 from isopod.cluster.store.service import StoreService, check_unreserved
+from isopod.net.rpc import Later
 from isopod.runtime.metrics import PrometheusText
 from isopod.world.errors import (
     DeadlineExceeded,
@@ -212,15 +213,22 @@ async def test_a_node_may_be_told_to_cache_less(sim_world: SimWorld) -> None:
         assert log.rafts[1].n_barriers == 3
 
 
+async def sure(pages: m.KvPages | Later) -> m.KvPages:
+    """Return the answer of a linearizable read, which is never there at once."""
+    assert isinstance(pages, Later)
+    found: m.KvPages = await pages
+    return found
+
+
 async def test_many_reads_are_answered_from_one_revision_and_within_a_frame(sim_world: SimWorld) -> None:
     async with FakeLog(sim_world.world, 1) as log:
         replica = log.replicas[1]
         for key in "abc":
             await replica.put(key, bytes(m.VALUE_BYTES_MAX))
-        pages = await replica.read_many(KvRead(reads=[Get("a"), Get("x"), Range("", keys_only=True)]), timeout_s=1)
+        pages = await sure(replica.read_many(KvRead(reads=[Get("a"), Get("x"), Range("", keys_only=True)]), timeout_s=1))
         assert [len(page.entries) for page in pages.pages] == [1, 0, 3]
         with pytest.raises(Exhausted):
-            await replica.read_many(KvRead(reads=[Get("a"), Get("b"), Get("c")]), timeout_s=1)
+            await sure(replica.read_many(KvRead(reads=[Get("a"), Get("b"), Get("c")]), timeout_s=1))
         entries, revision = await replica.list_all()
         assert ([entry.key for entry in entries], revision) == (["a", "b", "c"], 3)
 
@@ -279,6 +287,26 @@ async def test_an_end_that_could_not_be_written_is_tried_again(sim_world: SimWor
         assert await log.replicas[1].lease_keep([lease]) == [0.0], "what is about to end is not promised any more"
         await asyncio.sleep(1.5)
         assert "a" not in log.rafts[1].machine.keys.entries
+
+
+async def test_a_lease_whose_end_may_still_come_is_not_promised_again(sim_world: SimWorld) -> None:
+    """The command that ends it is written, and nobody heard of it: it is applied later, whatever was promised meanwhile."""
+    async with FakeLog(sim_world.world, 1) as log:
+        lease = await log.replicas[1].lease_grant(1.0)
+        await log.replicas[1].put("a", b"1", lease=lease)
+        raft = log.rafts[1]
+        raft.lose_requests = 1000
+        for _ in range(40):
+            await asyncio.sleep(0.1)
+            if raft.n_proposed > 3:
+                assert await log.replicas[1].lease_keep([lease]) == [0.0]
+        assert raft.n_proposed > 5, "it was tried again and again"
+        # Only another term makes it whole again: all that was written before it is applied by then.
+        raft.lose_requests = 0
+        log.elect(1)
+        assert await log.replicas[1].lease_keep([lease]) == [1.0]
+        await asyncio.sleep(1.2)
+        assert "a" not in raft.machine.keys.entries
 
 
 async def test_revoking_takes_the_keys_at_once(sim_world: SimWorld) -> None:

@@ -3,23 +3,26 @@ r"""Backups of the replicated state: all keys at one revision as one file, and b
     "isopod cluster backup 1\n" · one line of JSON that says what it is · zstd of MessagePack [[key, value], ...] · SHA-256 of all before
 
 What says who is in the cluster (members, tokens) is left out both ways: a backup goes into another cluster as well as into its own, and
-brings no node and no token with it. Leases are not kept either: what hung on one is there without it. A restore is made of many
-transactions; one that is interrupted is begun again, and leads to the same end.
+brings no node and no token with it. Leases are not kept either: what hung on one is there without it.
+
+A backup is packed in pieces, for other work to be done between them. A restore is made of many transactions: `replace_all` is one part of
+it, and `isopod.cluster.members.restoring` sees to it that it is done wholly or not at all.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
 import zstandard
 
-from isopod.api.cluster import BackupInfo, Restored
-from isopod.api.store.messages import TXN_OPS_MAX, Delete, PlainOp, Put, Txn
+from isopod.api.cluster import BackupInfo
+from isopod.api.store.messages import TXN_OPS_MAX, Condition, Delete, PlainOp, Put, Txn
 from isopod.cluster.members import records as r
 from isopod.cluster.members.roster import Store
+from isopod.cluster.store.image import array_head
 from isopod.cluster.store.machine import StoreMachine
-from isopod.world.errors import BadRecord, WrongState
+from isopod.world.errors import BadRecord
 
 MAGIC: Final = b"isopod cluster backup 1\n"
 DIGEST_BYTES: Final = 32
@@ -27,7 +30,10 @@ HEAD_BYTES_MAX: Final = 1 << 16
 UNPACKED_BYTES_MAX: Final = 4 << 30
 BATCH_BYTES_MAX: Final = 192 << 10
 TIMEOUT_S: Final = 10.0
-OWN: Final = (r.MEMBERS, r.HEALTH, r.REMOVED, r.TOKENS)
+PIECE_BYTES: Final = 128 << 10
+PIECE_ITEMS: Final = 1024
+OWN: Final = (r.MEMBERS, r.HEALTH, r.REMOVED, r.TOKENS, r.RESTORE)
+_encoder: Final = msgspec.msgpack.Encoder()
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,21 +58,69 @@ def is_own(key: str) -> bool:
     return key.startswith(OWN) or key == r.CLUSTER
 
 
+class BackupMaker:
+    """Makes the file of everything a machine holds now, whatever is written meanwhile.
+
+    Args:
+        machine: Which.
+        cluster_id: Its cluster.
+        now_ns: The wall time.
+    """
+
+    def __init__(self, machine: StoreMachine, cluster_id: str, now_ns: int) -> None:
+        self._frozen = machine.keys.frozen()
+        n_keys = sum(not is_own(key) for key in self._frozen.order)
+        self._head = Head(cluster_id=cluster_id, revision=machine.revision, index=machine.index, made_at_ns=now_ns, n_keys=n_keys)
+        self._digest = hashlib.sha256()
+        self._n_bytes = 0
+
+    def pieces(self) -> Iterator[bytes]:
+        """Return the file in pieces of a few milliseconds' work each, once; an empty one says that there is nothing to write yet."""
+        body = hashlib.sha256()
+        packing = zstandard.ZstdCompressor(level=3).compressobj()
+        begin = MAGIC + msgspec.json.encode(self._head) + b"\n"
+        body.update(begin)
+        yield self._counted(begin)
+        for packed in self._packed():
+            piece = packing.compress(packed)
+            body.update(piece)
+            yield self._counted(piece)
+        piece = packing.flush()
+        body.update(piece)
+        yield self._counted(piece)
+        yield self._counted(body.digest())
+
+    def info(self) -> BackupInfo:
+        """Return what is said of the file, when all pieces were taken."""
+        head = self._head
+        return BackupInfo(
+            cluster_id=head.cluster_id,
+            revision=head.revision,
+            index=head.index,
+            n_bytes=self._n_bytes,
+            digest=self._digest.hexdigest(),
+        )
+
+    def _packed(self) -> Iterator[bytes]:
+        buffer = bytearray(array_head(self._head.n_keys))
+        for number, entry in enumerate(self._frozen.take(), 1):
+            if not is_own(entry.key):
+                _encoder.encode_into((entry.key, entry.value), buffer, -1)
+            if len(buffer) >= PIECE_BYTES or not number % PIECE_ITEMS:
+                yield bytes(buffer)
+                buffer.clear()
+        yield bytes(buffer)
+
+    def _counted(self, piece: bytes) -> bytes:
+        self._digest.update(piece)
+        self._n_bytes += len(piece)
+        return piece
+
+
 def make_backup(machine: StoreMachine, cluster_id: str, now_ns: int) -> tuple[bytes, BackupInfo]:
-    """Return the file of everything a machine holds now, and what is said of it."""
-    keys = machine.keys
-    entries = [(key, keys.entries[key].value) for key in keys.keys("") if not is_own(key)]
-    head = Head(cluster_id=cluster_id, revision=machine.revision, index=machine.index, made_at_ns=now_ns, n_keys=len(entries))
-    data = MAGIC + msgspec.json.encode(head) + b"\n" + zstandard.ZstdCompressor(level=3).compress(msgspec.msgpack.encode(entries))
-    data += hashlib.sha256(data).digest()
-    info = BackupInfo(
-        cluster_id=cluster_id,
-        revision=head.revision,
-        index=head.index,
-        n_bytes=len(data),
-        digest=hashlib.sha256(data).hexdigest(),
-    )
-    return data, info
+    """Return the file of everything a machine holds now, and what is said of it: in one go, where nobody waits."""
+    maker = BackupMaker(machine, cluster_id, now_ns)
+    return b"".join(maker.pieces()), maker.info()
 
 
 def read_backup(data: bytes) -> Backup:
@@ -89,36 +143,47 @@ def read_backup(data: bytes) -> Backup:
     return Backup(head, [entry for entry in entries if not is_own(entry[0])])
 
 
-async def restore(store: Store, machine: StoreMachine, backup: Backup, *, force: bool) -> Restored:
-    """Have the cluster hold what a backup holds, and nothing else.
+def held(machine: StoreMachine) -> dict[str, bytes]:
+    """Return what a machine holds that is not the cluster's own business."""
+    keys = machine.keys
+    return {key: keys.entries[key].value for key in keys.keys("") if not is_own(key)}
+
+
+async def replace_all(store: Store, machine: StoreMachine, backup: Backup, conditions: tuple[Condition, ...] = ()) -> bool:
+    """Have the cluster hold what a backup holds, and nothing else, by as many transactions as that takes.
 
     Args:
         store: The store.
         machine: What this node has of it; made sure of by the caller to be new.
         backup: The backup.
-        force: Also if the cluster holds something.
+        conditions: Of every transaction.
+
+    Returns:
+        Whether it was done; False if a condition did not hold.
 
     Raises:
-        WrongState: It holds something, and `force` was not said.
-        IsopodError: A transaction failed: begin again.
+        IsopodError: A transaction failed: some were done, and it may be begun again.
     """
-    keys = machine.keys
-    there = {key: keys.entries[key].value for key in keys.keys("") if not is_own(key)}
-    if there and not force:
-        raise WrongState("cluster", "", f"not empty: it holds {len(there)} keys", "restore into it", hint="to replace them all: --force")
-    wanted = dict(backup.entries)
+    there, wanted = held(machine), dict(backup.entries)
     ops: list[PlainOp] = [Put(key, value) for key, value in wanted.items() if there.get(key) != value]
     ops += [Delete(key) for key in there if key not in wanted]
     for batch in _batches(ops):
-        await store.txn(Txn(then=tuple(batch)), timeout_s=TIMEOUT_S)
-    return Restored(n_keys=len(wanted), source_cluster_id=backup.head.cluster_id, source_revision=backup.head.revision)
+        if not (await store.txn(Txn(conditions=conditions, then=tuple(batch)), timeout_s=TIMEOUT_S)).succeeded:
+            return False
+    return True
 
 
 def _unpack(data: bytes) -> bytes:
-    n_bytes = zstandard.get_frame_parameters(data).content_size
-    if n_bytes > UNPACKED_BYTES_MAX:
-        raise ValueError(f"{n_bytes} bytes are over {UNPACKED_BYTES_MAX}")
-    return zstandard.ZstdDecompressor().decompress(data)
+    """Return what was packed; its size is known only when it is there, so it is bounded on the way."""
+    parts: list[bytes] = []
+    n_bytes = 0
+    with zstandard.ZstdDecompressor().stream_reader(data) as reader:
+        while part := reader.read(PIECE_BYTES):
+            parts.append(part)
+            n_bytes += len(part)
+            if n_bytes > UNPACKED_BYTES_MAX:
+                raise ValueError(f"more than {UNPACKED_BYTES_MAX} bytes")
+    return b"".join(parts)
 
 
 def _batches(ops: Sequence[PlainOp]) -> list[list[PlainOp]]:

@@ -58,8 +58,8 @@ class Book:
         if not self._is_secured:
             return True
         bearer = bearer_of(identity)
-        if bearer is None or bearer.node_id != node_id or bearer.cluster_id != self.cluster_id:
-            return False
+        if bearer is None or bearer.node_id != node_id or bearer.cluster_id != self.cluster_id or bearer.role == "agent":
+            return False  # an agent holds no replica
         return self.is_current(node_id, bearer.incarnation)
 
     def incarnation(self, node_id: int) -> str | None:
@@ -85,7 +85,9 @@ class Book:
 
     def all(self) -> tuple[NodeAddress, ...]:
         """Return all nodes that are known, by id."""
-        known = sorted({**self.told, **(self.registry.members if self.registry is not None else {})})
+        registry = self.registry
+        members, removed = (registry.members, registry.removed) if registry is not None else ({}, {})
+        known = sorted({**{node_id: None for node_id in self.told if node_id not in removed}, **members})
         return tuple(found for node_id in known if (found := self.find(node_id)) is not None)
 
     def tell(self, peers: Iterable[NodeAddress]) -> None:

@@ -72,7 +72,7 @@ class ClusterConfig(NamedTuple):
         token: The join token, or the secret shared by all nodes that form a cluster together.
         init: Who founds.
         role: What it wants to be.
-        voters_max: How many vote at most: 1, 3, 5 or 7. Held by the cluster once it is founded.
+        voters_max: How many vote at most: 1, 3, 5 or 7. For a cluster that it founds, which then holds it (`isopod cluster set`).
         security: How connections are secured.
         detector: Failure detection.
         certificate_s: How long certificates are valid, in seconds; renewed when a third is left.
@@ -108,8 +108,7 @@ def check_config(config: ClusterConfig) -> None:
         parse_tcp("advertised address", config.advertise)
     if not config.data_dir.startswith("/"):
         raise InvalidArgument("data folder", config.data_dir, "want an absolute path")
-    if config.voters_max not in VOTERS_MAX_CHOICES:
-        raise InvalidArgument("number of voters", config.voters_max, "want 1, 3, 5 or 7", "an even number survives no more failures")
+    check_voters_max(config.voters_max)
     if len(config.peers) > PEERS_MAX:
         raise InvalidArgument("peers", len(config.peers), f"name at most {PEERS_MAX}; the others are learned from these")
     for peer in config.peers:
@@ -155,6 +154,16 @@ def parse_tcp(what: str, text: str) -> TcpAddress:
     if not isinstance(address, TcpAddress):
         raise InvalidArgument(what, text, "want HOST:PORT")
     return address
+
+
+def check_voters_max(voters_max: int) -> None:
+    """Refuse a bound of voters that makes no sense.
+
+    Raises:
+        InvalidArgument: It does not.
+    """
+    if voters_max not in VOTERS_MAX_CHOICES:
+        raise InvalidArgument("number of voters", voters_max, "want 1, 3, 5 or 7", "an even number survives no more failures")
 
 
 def format_address(address: TcpAddress) -> str:

@@ -6,6 +6,8 @@
     enrolled    + a cluster that admitted this incarnation      goes on joining it
     member      + a replica with something in it                resumes; a missing replica is refused
     removed     the cluster removed this node                   refused, with the way to come back
+    lost        its disk lost part of the log: a vote may be    refused, with the way to come back
+                among what it forgot, so it must give none
 
 The incarnation is chosen before the first message to a peer and never changes: who comes with a known id and another incarnation has
 lost its disk, and with it promises it gave to the others (Raft, section 3.8 of Ongaro's dissertation: a server must not lose its log).
@@ -20,7 +22,7 @@ from isopod.world.disk import OpenFile
 from isopod.world.errors import AlreadyServing, BadRecord, IdentityConflict, InvalidArgument, Unsupported, WrongState, from_os_error
 from isopod.world.world import World
 
-Phase = Literal["new", "founding", "enrolled", "member", "removed"]
+Phase = Literal["new", "founding", "enrolled", "member", "removed", "lost"]
 
 FORMAT: Final = 1
 FILE: Final = "identity.json"

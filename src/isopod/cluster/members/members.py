@@ -10,6 +10,7 @@ from typing import Final, TypeVar
 
 from isopod.api import cluster as c
 from isopod.cluster.members import events as e
+from isopod.cluster.members.config import check_voters_max
 from isopod.cluster.members.links import Links
 from isopod.cluster.members.plan import survives_without
 from isopod.cluster.members.ports import Raft
@@ -235,6 +236,22 @@ class Members:
             return c.Changed(success=True, message=f"Node {node_id} leads")
         await self._raft.transfer_leadership(node_id or None, timeout_s=timeout_s)
         return c.Changed(success=True, message=f"Node {self._raft.leader} leads")
+
+    async def set_voters_max(self, voters_max: int, *, timeout_s: float = FORWARD_S) -> c.Changed:
+        """Change how many nodes vote at most. The leader promotes who waits for room, or demotes who is too many, the dead first.
+
+        Args:
+            voters_max: 1, 3, 5 or 7.
+            timeout_s: How long to try.
+
+        Raises:
+            InvalidArgument: It is none of these.
+        """
+        check_voters_max(voters_max)
+        record = await self._roster.set_voters_max(voters_max, timeout_s=timeout_s)
+        self.steward.wake()
+        self._logger.info("cluster.voters_max", voters_max=record.voters_max)
+        return c.Changed(success=True, message=f"At most {record.voters_max} nodes vote")
 
     # --- tokens -------------------------------------------------------------------------------------------------------
 

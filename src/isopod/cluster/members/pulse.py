@@ -19,6 +19,11 @@ from isopod.world.errors import IdentityConflict, IsopodError
 from isopod.world.world import World
 
 TIMEOUT_S: Final = 2.0
+CONFLICTS_MAX: Final = 3
+"""A replica that is behind knows an earlier life of this node, and refuses it: only who is refused so often in a row is out for good."""
+ASK_EVERY: Final = 4
+"""A replica without a leader asks another one at every so many looks: who could lead may have joined while this node was away, and is not
+answered without an address."""
 JITTER: Final = 0.2
 """Beats of many nodes must not come together."""
 
@@ -69,6 +74,7 @@ class Pulse:
         self._random = world.random.stream("cluster.pulse")
         self._hint = 0
         self._asked = 0
+        self._n_leaderless = 0
 
     async def run(self) -> None:
         """Beat until cancelled.
@@ -76,7 +82,7 @@ class Pulse:
         Raises:
             IdentityConflict: This node is no member any more.
         """
-        n_failed = 0
+        n_failed = n_conflicts = 0
         while True:
             target = self._target()
             if target == self._config.node_id:
@@ -85,11 +91,12 @@ class Pulse:
             try:
                 if target:
                     await self.beat(target)
-                n_failed = 0 if target else n_failed + 1
-            except IdentityConflict:
-                raise
+                n_failed, n_conflicts = (0, 0) if target else (n_failed + 1, n_conflicts)
             except IsopodError as error:
                 n_failed += 1
+                n_conflicts += isinstance(error, IdentityConflict)
+                if n_conflicts >= CONFLICTS_MAX and isinstance(error, IdentityConflict):
+                    raise
                 self._hint = 0
                 self.why = error.message
                 if n_failed == 3:
@@ -132,8 +139,10 @@ class Pulse:
         if known and (known == self._config.node_id or self._book.find(known) is not None):
             return known
         if not known and self._config.role != "agent":
-            return 0
-        if self._hint and self._hint != known:
+            self._n_leaderless += 1
+            if self._n_leaderless % ASK_EVERY:
+                return 0
+        elif self._hint and self._hint != known:
             return self._hint
         replicas = [peer.node_id for peer in self._book.all() if peer.role != "agent" and peer.node_id != self._config.node_id]
         if not replicas:

@@ -20,7 +20,7 @@ from isopod.cluster.members.records import MemberRecord
 from isopod.cluster.members.registry import Registry
 from isopod.cluster.members.roster import Roster, known_id
 from isopod.cluster.members.steward import Steward
-from isopod.cluster.members.tokens import TokenUse
+from isopod.cluster.members.tokens import TokenUse, check_token_id
 from isopod.net.rpc.call import AnyCall, AnyHandler, AnyMethod
 from isopod.runtime.logger import Logger
 from isopod.world.errors import DeadlineExceeded, ForeignCluster, IdentityConflict, NotLeader, NotStarted, WrongState
@@ -94,12 +94,14 @@ class Reception:
             return w.EnrolReply(cluster_id=self._cluster_id, ask=self._voter_addresses())
         if self._registry.cluster is None:
             raise WrongState("cluster", self._cluster_id, "being founded", "take nodes in", hint="try again in a moment")
+        check_token_id(request.token_id)
         # What this node does not know may be new: a token is made on one node and shown on another.
         record = self._registry.tokens.get(request.token_id) or await self._roster.find_token(request.token_id)
         if not request.session:
             return self._porter.challenge(request, record)
         challenge = self._porter.check(request, record)
-        self._check_id(request.node_id, request.incarnation)
+        await self._check_id(request.node_id, request.incarnation)
+        self._check_rank(request.node_id, request.role)
         record = await self._roster.use_token(request.token_id, TokenUse(request.node_id, request.incarnation), request.role)
         bearer = Bearer(self._cluster_id, request.role, request.node_id, request.incarnation)
         certificate = self._credentials.sign(request.request, bearer, valid_s=self._config.certificate_s)
@@ -112,7 +114,8 @@ class Reception:
         self._check_bearer(call, request.node_id, request.incarnation, request.role)
         if request.cluster_id not in ("", self._cluster_id):
             raise ForeignCluster(f"node {request.node_id}", request.cluster_id, self._cluster_id)
-        self._check_id(request.node_id, request.incarnation)
+        await self._check_id(request.node_id, request.incarnation)
+        self._check_rank(request.node_id, request.role)
         if not self._raft.is_leader:
             return self._elsewhere()
         if self._raft.status(with_digest=False).node_id not in self._registry.members:
@@ -160,7 +163,7 @@ class Reception:
             lease_s=self._steward.lease_s(),
             beat_s=self._steward.beat_s(),
             book=book,
-            peers=self._replicas() if request.role == "agent" and request.book != book else None,
+            peers=self._replicas() if not leader_id or (request.role == "agent" and request.book != book) else None,
             is_member=is_member or not is_leader,
         )
 
@@ -195,12 +198,23 @@ class Reception:
         if role is not None and role != "agent" and bearer.role == "agent":
             raise IdentityConflict(node_id, "it enrolled as an agent", "enrol anew, with a token for voters")
 
-    def _check_id(self, node_id: int, incarnation: str) -> None:
+    async def _check_id(self, node_id: int, incarnation: str) -> None:
         record = self._registry.members.get(node_id)
         if self._registry.is_removed(node_id, incarnation):
             raise removed_error(node_id)
         if record is not None and record.incarnation != incarnation:
-            raise known_id(node_id)
+            # That is final for who asks, and this node may only not have heard that the other one was taken out.
+            record = await self._roster.find_member(node_id)
+            if record is not None and record.incarnation != incarnation:
+                raise known_id(node_id)
+
+    def _check_rank(self, node_id: int, role: str) -> None:
+        """Refuse an agent's certificate for a node that holds a replica: with an agent's token alone one would answer in its place."""
+        record = self._registry.members.get(node_id)
+        if role == "agent" and record is not None and record.role != "agent":
+            raise IdentityConflict(
+                node_id, f"it is a member as {record.role}, and asks to come back as an agent", "choose a free id: --id N"
+            )
 
     def _elsewhere(self) -> w.AdmitReply:
         """Return the answer of a member that does not lead.

@@ -5,12 +5,14 @@
     removed/ID      the incarnations of that id that left or were removed: their certificates open nothing any more
     tokens/ID       join tokens
     cluster         the cluster itself
+    restore/state   a backup that is being put back
+    restore/part/N  its file, in pieces
 
 Who votes is not said here but by Raft's own configuration; the records say what is wanted, and the leader (`steward`) brings the two
 together.
 """
 
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -22,7 +24,10 @@ HEALTH: Final = "health/"
 REMOVED: Final = "removed/"
 TOKENS: Final = "tokens/"
 CLUSTER: Final = "cluster"
-RESERVED: Final = (MEMBERS, HEALTH, REMOVED, TOKENS, CLUSTER)
+RESTORE: Final = "restore/"
+RESTORE_STATE: Final = "restore/state"
+RESTORE_PARTS: Final = "restore/part/"
+RESERVED: Final = (MEMBERS, HEALTH, REMOVED, TOKENS, CLUSTER, RESTORE)
 """Beginnings of keys that users may read and not write."""
 INCARNATIONS_KEPT: Final = 16
 """Of one id. Certificates of earlier ones have expired long before so many lives are over."""
@@ -69,6 +74,23 @@ class ClusterRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The cluster whose state it took over, by `recover` or a restored backup."""
 
 
+class RestoreRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A backup that is being put back."""
+
+    id: str
+    """Drawn anew for each."""
+    state: Literal["staging", "applying", "failed"]
+    """staging: its pieces are being written down, nothing else was changed · applying: all are there, the leader makes the state that of
+    the backup, and whoever leads next goes on · failed: the pieces make no backup; nothing was changed."""
+    digest: str
+    """SHA-256 of the file."""
+    n_parts: int
+    began_at_ns: int
+    source_cluster_id: str
+    source_revision: int
+    why: str = ""
+
+
 def member_key(node_id: int) -> str:
     """Return the key of a node's record."""
     return f"{MEMBERS}{node_id}"
@@ -82,6 +104,11 @@ def health_key(node_id: int) -> str:
 def removed_key(node_id: int) -> str:
     """Return the key of an id's lives that are over."""
     return f"{REMOVED}{node_id}"
+
+
+def restore_part_key(number: int) -> str:
+    """Return the key of a piece of the backup that is being put back."""
+    return f"{RESTORE_PARTS}{number:06d}"
 
 
 def token_record_key(token_id: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
-from isopod.cluster.members.backup import is_own, make_backup, read_backup, restore
+from isopod.cluster.members.backup import is_own, make_backup, read_backup, replace_all
 from isopod.cluster.members.config import ClusterConfig
 from isopod.cluster.members.credentials import FOLDER as TLS
 from isopod.cluster.members.credentials import Bearer, Credentials
@@ -242,7 +242,7 @@ async def _make_new(
     store = Replica(world, raft, machine, peers=None, logger=logger, metrics=metrics, settings=ReplicaSettings(check_s=0.0))
     try:
         await raft.wait_leader(timeout_s=LEAD_S)
-        await restore(store, machine, read_backup(data), force=True)
+        await replace_all(store, machine, read_backup(data))
         voters_max = cluster.voters_max if cluster is not None else 5
         new_cluster = ClusterRecord(
             cluster_id=made.cluster_id, founded_at_ns=now_ns, voters_max=voters_max, recovered_from=report.old_cluster_id

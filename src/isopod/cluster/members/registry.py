@@ -16,6 +16,8 @@ from isopod.cluster.members.tokens import TokenRecord
 from isopod.runtime.logger import Logger
 
 T = TypeVar("T")
+SINGLES: Final = (r.CLUSTER, r.RESTORE_STATE)
+"""Keys that stand for themselves."""
 _DECODE_ERRORS: Final = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
@@ -53,12 +55,14 @@ class Registry:
         self.removed: dict[int, r.RemovedRecord] = {}
         self.tokens: dict[str, TokenRecord] = {}
         self.cluster: r.ClusterRecord | None = None
+        self.restore: r.RestoreRecord | None = None
         self.version = 0
         """The revision of the last change to members or their health."""
         self.replica_version = 0
         """The same of members that hold a replica: what agents need to know."""
         self.on_member: Change | None = None
         self.on_health: HealthChange | None = None
+        self.on_restore: Callable[[], None] = _nothing
         self._source = source
         self._logger = logger
         self._read_all()
@@ -88,7 +92,7 @@ class Registry:
         """Follow a batch."""
         for entry in changes:
             key = entry.key
-            if key.startswith((r.MEMBERS, r.HEALTH, r.REMOVED, r.TOKENS)) or key == r.CLUSTER:
+            if key.startswith((r.MEMBERS, r.HEALTH, r.REMOVED, r.TOKENS)) or key in SINGLES:
                 self._take(entry)
 
     def on_restored(self) -> None:
@@ -99,7 +103,7 @@ class Registry:
         self.healths.clear()
         self.removed.clear()
         self.tokens.clear()
-        self.cluster = None
+        self.cluster = self.restore = None
         self._read_all()
         if self.on_member is not None:
             for node_id in sorted({**before, **self.members}):
@@ -111,9 +115,9 @@ class Registry:
 
     def _read_all(self) -> None:
         told, self.on_member, on_health, self.on_health = self.on_member, None, self.on_health, None
-        for prefix in (r.MEMBERS, r.HEALTH, r.REMOVED, r.TOKENS, r.CLUSTER):
+        for prefix in (r.MEMBERS, r.HEALTH, r.REMOVED, r.TOKENS, *SINGLES):
             for entry in self._source.entries(prefix):
-                if not entry.key.startswith(r.CLUSTER) or entry.key == r.CLUSTER:
+                if prefix not in SINGLES or entry.key == prefix:
                     self._take(entry)
         self.on_member, self.on_health = told, on_health
 
@@ -131,6 +135,9 @@ class Registry:
             _keep(self.removed, _number(key), self._decode(entry, r.RemovedRecord))
         elif key.startswith(r.TOKENS):
             _keep(self.tokens, key.removeprefix(r.TOKENS), self._decode(entry, TokenRecord))
+        elif key == r.RESTORE_STATE:
+            self.restore = self._decode(entry, r.RestoreRecord)
+            self.on_restore()
         else:
             self.cluster = self._decode(entry, r.ClusterRecord)
 
@@ -164,6 +171,10 @@ class Registry:
         except _DECODE_ERRORS as error:
             self._logger.warning("cluster.record_unreadable", key=entry.key, why=str(error))
             return None
+
+
+def _nothing() -> None:
+    """Nobody asked to be told."""
 
 
 K = TypeVar("K")

@@ -19,6 +19,7 @@ from isopod.cluster.members.members import Members
 from isopod.cluster.members.reception import Reception
 from isopod.cluster.members.records import ClusterRecord, MemberRecord
 from isopod.cluster.members.registry import Registry
+from isopod.cluster.members.restoring import Restorer
 from isopod.cluster.members.roster import Roster
 from isopod.cluster.members.status import replica_status
 from isopod.cluster.members.steward import Steward
@@ -26,7 +27,7 @@ from isopod.cluster.members.tokens import SHARED_USES, SHARED_VALID_S, token_rec
 from isopod.cluster.raft.core import CoreConfig, RaftCore, open_core
 from isopod.cluster.raft.link import LinkSettings
 from isopod.cluster.raft.node import RaftNode
-from isopod.cluster.raft.ports import Applied, MembersChanged, RaftEvent, Restored, StateMachine
+from isopod.cluster.raft.ports import Applied, LeaderChanged, LogLost, MembersChanged, RaftEvent, Restored, StateMachine
 from isopod.cluster.raft.transport import RpcTransport
 from isopod.cluster.store.machine import StoreMachine
 from isopod.cluster.store.replica import Replica, ReplicaSettings
@@ -109,6 +110,8 @@ class ReplicaStack:
         self._advertised = advertised
         self._logger = logger
         self._has_entry = asyncio.Event()
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Gets the error when the leader says that this node's disk has lost part of its log: it takes part no more."""
         self._demoted = asyncio.Event()
         self._votes = config.node_id in raft.members().voters
         self._book = book
@@ -134,6 +137,7 @@ class ReplicaStack:
             steward=self._steward,
             logger=logger,
         )
+        self.restorer = Restorer(world, raft, store, registry, logger=logger)
         self._reception = Reception(
             world,
             config,
@@ -162,6 +166,7 @@ class ReplicaStack:
         parts: ClusterParts,
         bootstrap: bool,
         advertised: str,
+        is_quiet: bool,
         logger: Logger,
         metrics: Metrics,
     ) -> "ReplicaStack":
@@ -182,6 +187,7 @@ class ReplicaStack:
             logger=logger,
             metrics=metrics,
             incarnation=identity.incarnation,
+            is_quiet=is_quiet,
             open_core=parts.open_core,
         )
         store = Replica(world, raft, machine, peers=links, logger=logger, metrics=metrics, settings=parts.store)
@@ -237,9 +243,12 @@ class ReplicaStack:
     async def run(self) -> None:
         """Do the leader's work while this node leads, until cancelled."""
         async with TaskGroup("replica") as group:
+            group.create_task(self._wait_lost(), name="cluster-log-lost")
+            group.create_task(self.restorer.run(), name="cluster-restore")
             group.create_task(self._steward.run(), name="cluster-steward")
             group.create_task(self._write_first_records(), name="cluster-first-records")
             group.create_task(self._forget_key(), name="cluster-forget-key")
+            group.create_task(self._look_for_old_key(), name="cluster-old-key")
 
     async def close(self) -> None:
         """Close everything, the newest first."""
@@ -248,17 +257,29 @@ class ReplicaStack:
         await self.store.close()
         await self.raft.close()
         self.registry.close()
+        self.lost.cancel()
 
     @property
     def is_known(self) -> bool:
         """Whether this node has its own record: whoever asks it about members gets an answer."""
         return self._config.node_id in self.registry.members
 
-    async def wait_first_entry(self) -> None:
-        """Return when the log has reached this node: from now on a missing replica means a lost one."""
-        if self.raft.applied_index:
-            return
-        await self._has_entry.wait()
+    async def wait_known(self) -> None:
+        """Return when the log has told this node of its own admission: from now on it may vote, and a missing replica means a lost one.
+
+        Raises:
+            UnavailableError: The disk failed or is full.
+        """
+        while not self._is_admitted:
+            self._has_entry.clear()
+            await self._has_entry.wait()
+        if not self.lost.done():
+            await self.raft.trust()
+
+    @property
+    def _is_admitted(self) -> bool:
+        known = self.registry.members.get(self._config.node_id)
+        return self.lost.done() or (known is not None and known.incarnation == self._identity.incarnation)
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
@@ -283,6 +304,19 @@ class ReplicaStack:
                 except IsopodError as error:
                     self._logger.warning("cluster.key_not_removed", why=error.message)
 
+    async def _look_for_old_key(self) -> None:
+        """See to it that who votes no more has no key, also if it was stopped before it could remove it."""
+        while self._credentials.authority is not None:
+            try:
+                await self.store.barrier()  # what this node knows from before may be old
+            except IsopodError:
+                await asyncio.sleep(RETRY_S)
+                continue
+            record = self.registry.members.get(self._config.node_id)
+            if not self._votes and record is not None and record.role != "voter":  # who is to vote was given it for that
+                self._demoted.set()
+            return
+
     async def _found(self) -> None:
         config, now_ns = self._config, self._world.clock.now_ns()
         cluster = ClusterRecord(cluster_id=self._identity.cluster_id, founded_at_ns=now_ns, voters_max=config.voters_max)
@@ -298,6 +332,9 @@ class ReplicaStack:
             token = token_record(config.token, now_ns=now_ns, valid_s=SHARED_VALID_S, uses=SHARED_USES, role="voter")
         await self._roster.found(cluster, member, token)
 
+    async def _wait_lost(self) -> None:
+        await asyncio.shield(self.lost)
+
     async def _hand_key(self, node_id: int) -> None:
         """Give a node that is about to vote the authority's key. Raises what the call raises: then it does not vote yet."""
         if self._config.security != "tls":
@@ -309,6 +346,12 @@ class ReplicaStack:
 
     def _on_raft(self, event: RaftEvent) -> None:
         if isinstance(event, Applied | Restored):
+            self._has_entry.set()
+        if isinstance(event, LeaderChanged):
+            self.restorer.wake()
+        if isinstance(event, LogLost) and not self.lost.done():
+            self.lost.set_exception(event.error)
+            self.lost.exception()  # whoever waits gets it; before a node runs, nobody does
             self._has_entry.set()
         if isinstance(event, MembersChanged):
             voted, self._votes = self._votes, self._config.node_id in event.members.voters

@@ -80,6 +80,10 @@ class Roster:
                 return new
         raise _contended(key)
 
+    async def find_member(self, node_id: int, *, timeout_s: float = TIMEOUT_S) -> r.MemberRecord | None:
+        """Return a node's record as it is now, whatever this node has; None if there is none."""
+        return (await self._read(r.member_key(node_id), r.MemberRecord, timeout_s))[0]
+
     async def change(
         self, node_id: int, change: Callable[[r.MemberRecord], r.MemberRecord], *, timeout_s: float = TIMEOUT_S
     ) -> r.MemberRecord:
@@ -102,6 +106,21 @@ class Roster:
             if new == record or await self._write(key, new, revision, timeout_s):
                 return new
         raise _contended(key)
+
+    async def set_voters_max(self, voters_max: int, *, timeout_s: float = TIMEOUT_S) -> r.ClusterRecord:
+        """Change how many nodes vote at most; the leader follows.
+
+        Raises:
+            NotFound: The cluster's own record is not written yet.
+        """
+        for _ in range(ATTEMPTS_MAX):
+            record, revision = await self._read(r.CLUSTER, r.ClusterRecord, timeout_s)
+            if record is None:
+                raise NotFound("record of", "the cluster", "it is being founded: try again")
+            new = msgspec.structs.replace(record, voters_max=voters_max)
+            if new == record or await self._write(r.CLUSTER, new, revision, timeout_s):
+                return new
+        raise _contended(r.CLUSTER)
 
     async def bury(self, node_id: int, why: str) -> None:
         """Write down that a node's life in the cluster is over, and drop its records, in one transaction."""

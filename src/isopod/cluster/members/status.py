@@ -93,6 +93,10 @@ def replica_status(config: ClusterConfig, cluster_id: str, parts: Parts, book: B
         why = "the leader has not added this node yet"
     elif not status.leader:
         why = "no leader is known: more than half of the voters must run and reach each other"
+    if parts.raft.fault is not None:
+        why = "; ".join(each for each in (why, parts.raft.fault.message) if each)
+    elif registry.restore is not None and registry.restore.state == "applying":
+        why = f"a backup of cluster {registry.restore.source_cluster_id} is being put back"
     return c.ClusterStatus(
         cluster_id=cluster_id,
         node_id=config.node_id,

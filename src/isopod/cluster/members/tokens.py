@@ -21,6 +21,7 @@ from isopod.world.world import World
 PREFIX: Final = "isopod-join-"
 SECRET_BYTES: Final = 20
 ID_CHARS: Final = 12
+HEX: Final = "0123456789abcdef"
 USES_MAX: Final = 10_000
 VALID_S_MAX: Final = 366 * 86_400.0
 SHARED_VALID_S: Final = 24 * 3600.0
@@ -86,6 +87,17 @@ def check_token(text: str) -> str:
 def token_id(text: str) -> str:
     """Return the name by which a token is spoken of; it tells nothing of a text of high entropy."""
     return hashlib.sha256(_ID_DOMAIN + text.encode()).hexdigest()[:ID_CHARS]
+
+
+def check_token_id(text: str) -> str:
+    """Return a token's id as a stranger says it, if it may be one: nothing is looked up for others.
+
+    Raises:
+        TokenRefused: It may not.
+    """
+    if len(text) != ID_CHARS or not all(char in HEX for char in text):
+        raise TokenRefused("this cluster knows no such token")
+    return text
 
 
 def token_key(text: str) -> bytes:

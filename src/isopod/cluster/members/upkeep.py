@@ -15,7 +15,7 @@ from isopod.cluster.members.links import Links
 from isopod.net.ca import certificate_request
 from isopod.runtime.logger import Logger
 from isopod.runtime.metrics import Registry as Metrics
-from isopod.world.errors import IsopodError, NotStarted
+from isopod.world.errors import HandshakeFailed, IsopodError, NotStarted
 
 LOOK_S: Final = 60.0
 RENEW_AT: Final = 1 / 3
@@ -80,7 +80,7 @@ class Upkeep:
         else:
             reply = await self._ask(w.RenewRequest(request=own.certificate))
         if reply.authorities != self._credentials.authorities:
-            raise IsopodError("a certificate of another authority came back", "compare tls/ca.crt on both nodes")
+            raise HandshakeFailed("the node that signs", "its certificate for us is of another authority: compare tls/ca.crt on both")
         await self._credentials.install(reply.certificate, own.key, reply.authorities)
         self._renewals.inc()
         self._logger.info("cluster.certificate_renewed", remaining_s=round(self._credentials.remaining_s()))

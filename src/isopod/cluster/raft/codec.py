@@ -28,6 +28,10 @@ FORWARDED: Final = (b"\x08\x0d", b"\x08\x0f")
 """How messages begin that a core passes on in the name of their first sender: MsgTransferLeader and MsgReadIndex."""
 APPEND_START: Final = b"\x08\x03"
 """How a message of kind MsgAppend begins."""
+HEARTBEAT_ANSWER_START: Final = b"\x08\x09"
+"""The same of MsgHeartbeatResponse."""
+ELECTION_STARTS: Final = (b"\x08\x05", b"\x08\x11", b"\x08\x0e")
+"""The same of what asks for a vote (MsgRequestVote, MsgRequestPreVote) or for standing at once (MsgTimeoutNow)."""
 _COMMIT_BYTES_MAX: Final = 64
 
 Envelope = tuple[int, list[bytes]]
@@ -91,15 +95,25 @@ def only_commits(append: bytes) -> bool:
     Args:
         append: A message that begins with `APPEND_START`.
     """
-    if len(append) > _COMMIT_BYTES_MAX:
+    return _has_only_numbers(append)
+
+
+def is_sign_of_life(message: bytes) -> bool:
+    """Return whether a message answers a heartbeat that asked for nothing: it says that its sender is there, and no more."""
+    return message.startswith(HEARTBEAT_ANSWER_START) and _has_only_numbers(message)
+
+
+def _has_only_numbers(message: bytes) -> bool:
+    """Return whether a message has no entries, no context and no snapshot."""
+    if len(message) > _COMMIT_BYTES_MAX:
         return False
     offset = 0
-    end = len(append)
+    end = len(message)
     while offset < end:
-        if append[offset] & 7:
-            return False  # not a number: entries, or what only rarer messages have
+        if message[offset] & 7:
+            return False  # not a number
         offset += 1
-        while append[offset] > 0x7F:
+        while message[offset] > 0x7F:
             offset += 1
         offset += 1
     return True

@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, NoReturn
 
-from isopod.cluster.raft.codec import APPEND_START, decode_envelope, decode_hard_state, only_commits
+from isopod.cluster.raft.codec import APPEND_START, ELECTION_STARTS, decode_envelope, decode_hard_state, is_sign_of_life, only_commits
 from isopod.cluster.raft.core import CONF_CHANGE, ConfState, CorePanicked, ProposalDropped, RaftCore, Ready, SoftState
 from isopod.cluster.raft.log import RaftLog, SnapshotRecord, members_of
 from isopod.cluster.raft.metrics import RaftMetrics
@@ -29,6 +29,7 @@ from isopod.cluster.raft.ports import (
     Applied,
     Batch,
     LeaderChanged,
+    LogLost,
     Members,
     MembersChanged,
     NodeId,
@@ -45,7 +46,7 @@ from isopod.cluster.raft.snapshots import Snapshot, SnapshotHeader
 from isopod.runtime.logger import Logger
 from isopod.runtime.scheduling import SchedulingGroup
 from isopod.runtime.waiters import Waiters
-from isopod.world.errors import DeadlineExceeded, InvalidArgument, IsopodError, LeadershipLost, NotLeader, NotStarted
+from isopod.world.errors import BadRecord, DeadlineExceeded, InvalidArgument, IsopodError, LeadershipLost, NotLeader, NotStarted
 from isopod.world.failpoints import Failpoint
 from isopod.world.world import World
 
@@ -56,9 +57,13 @@ STAND_STEP_S: Final = 0.02
 """Followers that saw the leader's connection close stand one after the other: the second only if the first did not win meanwhile."""
 STAND_AGAIN_S: Final = 0.03
 STANDS_MAX: Final = 6
-HOLD_S: Final = 0.001
-"""How long the news that something is committed waits for entries to travel with."""
+HOLD_S: Final = 0.005
+"""How long the news that something is committed waits for something to travel with: alone it costs every member a turn."""
+FEW: Final = 1
+"""With more proposals and reads under way, what peers send waits for the end of the loop's turn, to share one of the driver's."""
 INBOX_BYTES_MAX: Final = 64 << 20
+ALONE: Final = 4
+"""After so many proposals or reads in a row that came one at a time, the next is not kept waiting for company."""
 _EPSILON: Final = 1e-6
 _LONG_AGO: Final = -1e9
 
@@ -86,9 +91,19 @@ class Driver:
         snapshot: Where the machine stands, None for an empty one.
         logger: Told of what people should know.
         metrics: Counts.
+        is_quiet: Whether to neither stand nor vote, until told otherwise.
     """
 
-    def __init__(
+    # CPython keeps no more than 30 attributes of an object in place; the rest of the hot path would look all of them up in a dictionary.
+    __slots__ = (
+        "_changes", "_context", "_has_appended", "_heard_at", "_held", "_held_at", "_inbox", "_inbox_bytes", "_installed_by", "_is_due",
+        "_is_holding", "_is_in_turn", "_is_open", "_is_watching_reads", "_logger", "_metrics", "_n_stands", "_points", "_round_began",
+        "_ticked_at", "_timer", "_timer_at", "_to_apply", "_transport", "_unsaved", "_world", "applied", "applied_term", "changed",
+        "commit", "conf_state", "core", "is_quiet", "last_stamp_ns", "leader", "led_since", "log", "loop", "machine", "n_turns",
+        "node_id", "on_slice", "on_wanted", "proposals", "reads", "received", "role", "settings", "subscribers", "term",
+    )  # fmt: skip
+
+    def __init__(  # noqa: PLR0915 - as many lines as it has attributes
         self,
         world: World,
         core: RaftCore,
@@ -100,18 +115,32 @@ class Driver:
         snapshot: SnapshotHeader | None,
         logger: Logger,
         metrics: RaftMetrics,
+        is_quiet: bool = False,
     ) -> None:
-        self.core = core
-        self.log = log
-        self.machine = machine
-        self.settings = settings
-        self.node_id = log.identity.node_id
         self.term = 0
         self.role = "follower"
         self.led_since = 0.0
         """The loop's time at which the role changed."""
         self.leader: NodeId = 0
         self.commit = 0
+        self.n_turns = 0
+        self._inbox_bytes = 0
+        self._is_due = False
+        self._is_in_turn = False
+        self._has_appended = False
+        self._is_open = False
+        self._is_holding = False
+        self._is_watching_reads = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._n_stands = 0
+        self._installed_by = 0
+        self.is_quiet = is_quiet
+        self.core = core
+        self.log = log
+        self.machine = machine
+        self.settings = settings
+        self.node_id = log.identity.node_id
         self.applied = 0 if snapshot is None else snapshot.index
         self.applied_term = 0 if snapshot is None else snapshot.term
         self.conf_state = ConfState() if snapshot is None else snapshot.conf_state
@@ -133,22 +162,15 @@ class Driver:
         self._logger = logger
         self._metrics = metrics
         self._inbox: list[bytes] = []
-        self._inbox_bytes = 0
         self._heard_at: dict[NodeId, float] = {}
         self._held: dict[NodeId, bytes] = {}
+        self._held_at: dict[NodeId, float] = {}
         self._to_apply: deque[tuple[int, int, int, bytes]] = deque()
         self._unsaved: deque[tuple[int, int, list[tuple[NodeId, bytes]], float]] = deque()
         self._changes: dict[int, tuple[int, asyncio.Future[ConfState]]] = {}
         self._context = RAFT.context()
-        self._is_due = False
-        self._is_open = False
         self._ticked_at = self.loop.time()
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0.0
         self._round_began: deque[tuple[int, float]] = deque()
-        self._n_stands = 0
-        self._installed_by = 0
-        self._is_watching_reads = False
         self._points = _Points(*(world.failpoints.point(f"raft.{name}", is_synchronous=True) for name in _Points._fields))
 
     # --- life ---------------------------------------------------------------------------------------------------------
@@ -192,6 +214,16 @@ class Driver:
             self._is_due = True
             self.loop.call_soon(self._turn, context=self._context)
 
+    def begin(self, n_alone: int) -> None:
+        """Have a turn for what was just added: soon, so that others can share it; at once if so many in a row had nobody to share with.
+
+        Never inside a task, which is somebody's: what ends the turn would end it too.
+        """
+        if n_alone >= ALONE and not self._is_in_turn and not self._unsaved and self._is_open and asyncio.current_task() is None:
+            self._turn()
+        else:
+            self.wake()
+
     def fatal(self, why: str) -> NoReturn:
         """End the process: memory and disk would no longer say the same."""
         self._is_open = False
@@ -210,10 +242,17 @@ class Driver:
                 return  # as if the network had lost them
             self._inbox += messages
             self._inbox_bytes += n_bytes
-            if self._is_due or self._unsaved or self._to_apply or len(self.proposals) or len(self.reads):
-                self.wake()
-            else:
-                self._turn()  # nothing else goes on that could share a turn
+            if not self._is_due:
+                self._begin_turn(messages)
+
+    def _begin_turn(self, messages: Sequence[bytes]) -> None:
+        """Have a turn for messages that came: soon if others may share it, at once if hardly anything else goes on."""
+        n_waiting = len(self.proposals) + len(self.reads)
+        if n_waiting > FEW or self._unsaved or self._to_apply or self._is_in_turn:
+            self.wake()
+        elif n_waiting or self.role != "leader" or self._changes or not all(map(is_sign_of_life, messages)):
+            self._turn()
+        # Else an idle leader was told that its peers are alive. The next turn, a heartbeat away at most, is early enough for that.
 
     def is_heard(self, node_id: NodeId) -> bool:
         """Whether a peer said anything within the longest election timeout."""
@@ -233,7 +272,13 @@ class Driver:
 
     def on_peer_lost(self, node_id: NodeId) -> None:
         """The connection to a peer closed. If it was the leader's, its process may be dead: ask at once whether others think so too."""
-        if not self._is_open or node_id != self.leader or self.role != "follower" or self.node_id not in self.conf_state.voters:
+        if (
+            not self._is_open
+            or self.is_quiet
+            or node_id != self.leader
+            or self.role != "follower"
+            or self.node_id not in self.conf_state.voters
+        ):
             return
         self.core.forget_leader()
         rivals = sorted(voter for voter in self.conf_state.voters if voter != node_id)
@@ -272,6 +317,8 @@ class Driver:
         self._is_due = False
         if not self._is_open:
             return
+        self._is_in_turn = True
+        self.n_turns += 1
         try:
             self._run()
         except CorePanicked as error:
@@ -280,28 +327,43 @@ class Driver:
             self.fatal(f"an injected failure: {error}")
         except (IsopodError, ValueError) as error:
             self.fatal(str(error))
+        finally:
+            self._is_in_turn = False
 
     def _run(self) -> None:
         core = self.core
         now = self.loop.time()
-        must_arm, tick_last = self._tick(now) if now - self._ticked_at >= self.settings.tick_s - _EPSILON else (False, False)
+        has_ticked = now - self._ticked_at >= self.settings.tick_s - _EPSILON
+        must_arm, tick_last = self._tick(now) if has_ticked else (False, False)
         if self._inbox:
             self._step()
+            if not self._is_open:
+                return
         if tick_last:
             core.tick(1)
-        if self.role == "leader":
+        if not self.proposals.waiting:
+            pass
+        elif self.role == "leader":
             self._lead()
-        elif self.proposals.has_waiting:
+        else:
             error = NotLeader(self.node_id, self.leader)
             self.proposals.lose(error, error)
-        if self.reads.has_waiting:
+        if self.reads.waiting and self.reads.has_waiting:
             self._ask()
         was = self.role, self.leader
-        while (ready := core.ready()) is not None:
-            self._on_ready(ready)
+        while True:
+            while (ready := core.ready()) is not None:
+                self._on_ready(ready)
+            if not self._has_appended:
+                break
+            self._has_appended = False
+            if not self.log.flush():
+                break  # `_on_durable` will be called, and have a turn
         if self._to_apply:
             self._apply()
-        if self.role == "leader" and core.snapshot_wanted():
+        if self.received and not self._inbox:
+            self.received.clear()  # those that the core had no use for
+        if has_ticked and self.role == "leader" and core.snapshot_wanted():
             self.on_wanted()
         if must_arm or self._timer is None or was != (self.role, self.leader):
             self._arm(core.ticks_until_event())
@@ -312,6 +374,9 @@ class Driver:
         Returns:
             Whether the timer has to be set anew, and whether that last tick is due after the messages.
         """
+        if self.is_quiet:  # a follower's ticks do nothing but bring its candidacy about
+            self._ticked_at = now
+            return True, False
         tick_s = self.settings.tick_s
         n = int((now - self._ticked_at) / tick_s + _EPSILON)
         if self._timer is not None and now < self._timer_at - _EPSILON:  # which is never later than what the core would do next
@@ -339,9 +404,22 @@ class Driver:
             self._inbox_bytes = 0
         if self._points.before_step.armed:
             self._points.before_step.hit_now()
+        if self.is_quiet:
+            inbox = [message for message in inbox if not message.startswith(ELECTION_STARTS)]
         for refusal in self.core.step_many(inbox):
             self._metrics.refused_messages.inc()
             self._logger.warning("raft.message_refused", node=self.node_id, sender=refusal.sender, why=refusal.why)
+            if refusal.why == "log_lost" and self._is_open:
+                self._end_without_log(refusal.sender)
+
+    def _end_without_log(self, leader: NodeId) -> None:
+        """Take part no more: what this disk forgot may be a vote, so it must give none."""
+        why = f"node {leader} leads and counts on entries that are not in it: this disk lost its end, or is an older copy"
+        hint = f"on another member: isopod cluster leave {self.node_id}; then empty this node's data folder, and join with a new token"
+        error = BadRecord("of the Raft log", why, hint)
+        self._logger.error("raft.log_lost", node=self.node_id, leader=leader)
+        self.close(error)
+        self._tell(LogLost(error))
 
     def _cut_inbox(self, inbox: list[bytes]) -> list[bytes]:
         """Return what this turn takes of very much that came; one turn becomes one write of the journal."""
@@ -458,6 +536,7 @@ class Driver:
         if ready.must_sync or ready.records:
             if self._points.before_append.armed:
                 self._points.before_append.hit_now()
+            self._has_appended = True
             return self.log.append(ready.records, ready.first_index, ready.last_index, hard_state=ready.hard_state)
         if ready.hard_state:
             self.log.defer(ready.hard_state)
@@ -485,7 +564,8 @@ class Driver:
                 self.core.snapshot_made(self.log.snapshot.index, b"")
         except (CorePanicked, ValueError) as error:
             self.fatal(f"the core panicked: {error}")
-        self._turn()
+        if not self._is_in_turn:
+            self._turn()
 
     def _send(self, messages: list[tuple[NodeId, bytes]]) -> None:
         if self._points.before_send.armed:
@@ -507,19 +587,31 @@ class Driver:
             else:
                 found.append(message)
         for to, several in by_peer.items():
+            if held and to in held:  # never before what it was held for: an older index is no news
+                several.append(held.pop(to))
             self._transport.send(to, several)
 
     def _hold(self, to: NodeId, message: bytes) -> None:
         """Keep a message that only tells the commit index: under load the next entries tell it too, and it need not be sent."""
-        if not self._held:
-            self.loop.call_later(HOLD_S, self._send_held, context=self._context)
+        if to not in self._held:
+            now = self.loop.time()
+            self._held_at[to] = now
+            if not self._is_holding:
+                self._is_holding = True
+                self.loop.call_at(now + HOLD_S, self._send_held, context=self._context)
         self._held[to] = message
 
     def _send_held(self) -> None:
-        held, self._held = self._held, {}
-        if self._is_open:
-            for to, message in held.items():
-                self._transport.send(to, (message,))
+        """Send what was held for long enough, and look again when the rest will have been."""
+        self._is_holding = False
+        if not self._is_open or not self._held:
+            return
+        due = self.loop.time() - HOLD_S + _EPSILON
+        for to in [to for to in self._held if self._held_at[to] <= due]:
+            self._transport.send(to, (self._held.pop(to),))
+        if self._held:
+            self._is_holding = True
+            self.loop.call_at(min(self._held_at[to] for to in self._held) + HOLD_S, self._send_held, context=self._context)
 
     def _on_hard_state(self, data: bytes) -> None:
         state = decode_hard_state(data)
@@ -619,7 +711,7 @@ class Driver:
         while self._round_began and self._round_began[0][0] <= self.applied:
             metrics.round_duration.observe(self.loop.time() - self._round_began.popleft()[1])
         self.reads.release(self.applied)
-        if queue or self.proposals.has_waiting or self.reads.has_waiting:
+        if queue or (self.proposals.waiting and self.proposals.has_waiting) or (self.reads.waiting and self.reads.has_waiting):
             self.wake()
         self.on_slice()
 

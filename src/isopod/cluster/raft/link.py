@@ -26,6 +26,7 @@ from isopod.world.failpoints import Failpoint
 FRAME_BODY_MAX: Final = (1 << 20) - (16 << 10)
 """What one frame carries: the RPC's limit less its own head."""
 BREAKER_FAILURES: Final = 5
+_NOTICE: Final = f.prefix_of((f.NOTIFY, MESSAGES.name, None))
 
 
 class LinkSettings(NamedTuple):
@@ -178,23 +179,23 @@ class Link:
     def _write(self, client: Client, messages: Sequence[bytes]) -> None:
         if len(messages) == 1:
             message = messages[0]
-            self._write_frame(client, b"".join((self._head, pack_length(len(message)), message)))
+            self._write_frame(client, (self._head, pack_length(len(message)), message))
             return
         parts = [self._head]
         n_bytes = len(self._head)
         for message in messages:
             if n_bytes + 4 + len(message) > FRAME_BODY_MAX and len(parts) > 1:
-                self._write_frame(client, b"".join(parts))
+                self._write_frame(client, tuple(parts))
                 parts = [self._head]
                 n_bytes = len(self._head)
             parts += (pack_length(len(message)), message)
             n_bytes += 4 + len(message)
-        self._write_frame(client, b"".join(parts))
+        self._write_frame(client, tuple(parts))
 
-    def _write_frame(self, client: Client, frame: bytes) -> None:
+    def _write_frame(self, client: Client, parts: tuple[bytes, ...]) -> None:
         self.n_frames += 1
         try:
-            client.connection.send_now((f.NOTIFY, MESSAGES.name, None), frame)
+            client.connection.send_packed(_NOTICE, parts)
         except f.TooLarge:
             self._drop(1)  # the core's bounds keep messages below it
 

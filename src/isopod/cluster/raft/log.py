@@ -34,7 +34,7 @@ from isopod.cluster.raft.codec import HardState, decode_hard_state, encode_hard_
 from isopod.cluster.raft.core import ConfState
 from isopod.cluster.raft.ports import NodeId, TransportIdentity
 from isopod.cluster.raft.settings import RaftSettings
-from isopod.cluster.raft.snapshots import Snapshot, SnapshotFolder, SnapshotHeader
+from isopod.cluster.raft.snapshots import Captured, Snapshot, SnapshotFolder, SnapshotHeader
 from isopod.journal import Journal, JournalLog, JournalMetrics, JournalSettings
 from isopod.world.errors import BadRecord, DiskFull, ForeignCluster, IdentityConflict, InvalidArgument, IsopodError
 from isopod.world.world import World
@@ -227,7 +227,11 @@ class RaftLog:
         if hard_state or self._is_hard_state_due:
             batch.append((HARD_STATE, self._hard_state))
         self._is_hard_state_due = False
-        return self._queue(batch)
+        return self._queue(batch, begin=False)
+
+    def flush(self) -> bool:
+        """Begin to write what `append` queued; return whether it is durable already, and all have been told."""
+        return self._journal.flush()
 
     def install(self, record: SnapshotRecord, records: bytes, *, hard_state: bytes) -> int:
         """Queue that the log is replaced by a received snapshot, whose file is durable; returns as `append`."""
@@ -259,7 +263,7 @@ class RaftLog:
 
     # --- snapshots ----------------------------------------------------------------------------------------------------
 
-    async def save_snapshot(self, snapshot: Snapshot) -> SnapshotRecord:
+    async def save_snapshot(self, snapshot: Snapshot | Captured) -> SnapshotRecord:
         """Make a snapshot of this node's machine durable, and the one that counts.
 
         Raises:
@@ -313,6 +317,15 @@ class RaftLog:
         """Return the incarnation under which a peer was first met."""
         return self._peers.get(node_id)
 
+    async def save_state(self) -> None:
+        """Make the HardState as it is now durable, and with it all that was queued before.
+
+        Raises:
+            UnavailableError: The disk failed or is full.
+        """
+        if self._hard_state:
+            await self._journal.commit([(HARD_STATE, self._backed_hard_state())])
+
     def learn_peer(self, node_id: NodeId, incarnation: str) -> None:
         """Remember who a peer is; durable with the next batch."""
         if self._peers.get(node_id) != incarnation and len(self._peers) < PEERS_MAX:
@@ -331,20 +344,20 @@ class RaftLog:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _queue(self, batch: list[tuple[int, bytes]]) -> int:
+    def _queue(self, batch: list[tuple[int, bytes]], *, begin: bool = True) -> int:
         """Give a batch to the journal, in its turn."""
         self._n_tickets += 1
         lsn = 0
         if not self.is_full:
             try:
-                lsn = self._append(batch)
+                lsn = self._append(batch, begin=begin)
             except DiskFull as error:
                 self._become_full(error)
         self._unsaved.append(_Unsaved(self._n_tickets, lsn, batch))
         return self._n_tickets
 
-    def _append(self, batch: list[tuple[int, bytes]]) -> int:
-        lsn = self._journal.append(batch)
+    def _append(self, batch: list[tuple[int, bytes]], *, begin: bool = True) -> int:
+        lsn = self._journal.append(batch, begin=begin)
         first_lsn = lsn - len(batch) + 1
         for offset, (kind, payload) in enumerate(batch):
             if kind == ENTRIES:

@@ -45,6 +45,7 @@ from isopod.cluster.raft.ports import (
     Subscriber,
     Transport,
     TransportIdentity,
+    Waiter,
 )
 from isopod.cluster.raft.settings import RaftSettings
 from isopod.cluster.raft.snapshotter import Snapshotter
@@ -100,6 +101,7 @@ class RaftNode:
         metrics: Registry,
         incarnation: str | None = None,
         journal_settings: JournalSettings | None = None,
+        is_quiet: bool = False,
         open_core: Callable[[CoreConfig], RaftCore] = open_core,
     ) -> "RaftNode":
         """Open a member, or make one: recover its log, bring the machine to its snapshot. Nothing is sent before `start`.
@@ -107,7 +109,7 @@ class RaftNode:
         Args:
             world: Disk, time, chance.
             folder: Its own; made if missing.
-            node_id: 1 or more, never used before by another disk.
+            node_id: 1 or more; another disk may have had it before, see `is_quiet`.
             cluster_id: Of all members.
             machine: Empty. The node owns it: nobody else changes it.
             transport: Not started; the node starts and closes it.
@@ -118,6 +120,8 @@ class RaftNode:
             metrics: Where it counts.
             incarnation: What this disk is called, if others named it; drawn otherwise.
             journal_settings: Other than the defaults.
+            is_quiet: Whether it neither stands nor votes until `trust`. For a node whose id another disk had before: until the log has told
+                it of its own admission, it may be shown members among whom the old disk was one, or the only one.
             open_core: Makes the core: a test may look, or break something, between core and driver.
 
         Raises:
@@ -151,14 +155,26 @@ class RaftNode:
                 snapshot_term=header.term if header else 0,
                 records=found.records,
             ))  # fmt: skip
+            if found.snapshot is not None:
+                machine.restore(found.snapshot.machine)
         except ValueError as error:
             await log.close()
             raise BadRecord(folder, f"the log does not fit together: {error}", "let the node join again under a new id") from error
-        if found.snapshot is not None:
-            machine.restore(found.snapshot.machine)
+        except BaseException:
+            await log.close()
+            raise
         driver = Driver(
-            world, core, log, machine, transport=transport, settings=settings, snapshot=header, logger=logger, metrics=counts
-        )  # fmt: skip
+            world,
+            core,
+            log,
+            machine,
+            transport=transport,
+            settings=settings,
+            snapshot=header,
+            logger=logger,
+            metrics=counts,
+            is_quiet=is_quiet,
+        )
         point = world.failpoints.point("raft.before_snapshot")
         snapshotter = Snapshotter(driver, logger=logger, metrics=counts, before_snapshot=point)
         return cls(world, driver, snapshotter, transport=transport, metrics=counts)
@@ -182,6 +198,16 @@ class RaftNode:
         driver.log.on_full(self._on_full)
         driver.open()
         self._metrics.watch_peers(lambda: [(peer, self._transport.link(peer)) for peer in self.members().all() if peer != self.node_id])
+
+    async def trust(self) -> None:
+        """Make durable what is applied here, so that no start finds less; from now on this node stands and votes.
+
+        Raises:
+            UnavailableError: The disk failed or is full; it stays quiet.
+        """
+        await self._driver.log.save_state()
+        self._driver.is_quiet = False
+        self._driver.wake()
 
     async def close(self, *, hand_over: bool = True) -> None:
         """Stop for good: hand the lead over, write what waits, give the folder's lock back. Callers that wait get `NotStarted`.
@@ -221,10 +247,12 @@ class RaftNode:
             DeadlineExceeded: The outcome is unknown.
             NotStarted: The node is closed.
         """
-        return await self.propose_nowait(command, timeout_s=timeout_s)
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.propose_nowait(command, future, timeout_s=timeout_s)
+        return await future
 
-    def propose_nowait(self, command: bytes, *, timeout_s: float = PROPOSE_TIMEOUT_S) -> "asyncio.Future[Any]":
-        """Do as `propose`, but return a future: for callers that have many. What is known at once is raised at once."""
+    def propose_nowait(self, command: bytes, waiter: Waiter, *, timeout_s: float = PROPOSE_TIMEOUT_S) -> None:
+        """Do as `propose`, but tell the waiter. What is known at once is raised at once."""
         driver = self._driver
         if driver.role != "leader" or self._fault is not None or not driver.is_open:
             self._check_open()
@@ -232,10 +260,10 @@ class RaftNode:
                 raise NotLeader(self.node_id, driver.leader)
             if self._fault is not None:
                 raise self._fault
-        future = driver.proposals.add(command, timeout_s)
-        if driver.proposals.has_waiting:  # else a round that ends begins the next
-            driver.wake()
-        return future
+        proposals = driver.proposals
+        proposals.add(command, timeout_s, waiter)
+        if proposals.has_waiting:  # else a round that ends begins the next
+            driver.begin(proposals.n_alone)
 
     async def read_barrier(self, *, timeout_s: float = READ_TIMEOUT_S) -> int:
         """Wait until whatever was acknowledged anywhere before this call is applied here; return the applied index. On any member.
@@ -245,12 +273,17 @@ class RaftNode:
             Exhausted: Too many wait.
             NotStarted: The node is closed.
         """
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.read_barrier_nowait(future, timeout_s=timeout_s)
+        return await future
+
+    def read_barrier_nowait(self, waiter: Waiter, *, timeout_s: float = READ_TIMEOUT_S) -> None:
+        """Do as `read_barrier`, but tell the waiter, in the moment in which the machine may be read."""
         self._check_open()
         reads = self._driver.reads
-        future = reads.add(timeout_s)
+        reads.add(timeout_s, waiter)
         if reads.has_waiting:
-            self._driver.wake()
-        return await future
+            self._driver.begin(reads.n_alone)
 
     async def wait_applied(self, index: int, *, timeout_s: float = READ_TIMEOUT_S) -> None:
         """Wait until the own machine has applied an index.
@@ -323,6 +356,11 @@ class RaftNode:
     def applied_index(self) -> int:
         """How far the own machine is."""
         return self._driver.applied
+
+    @property
+    def fault(self) -> IsopodError | None:
+        """What keeps this node from taking commands: its full disk; None if nothing does."""
+        return self._fault
 
     def status(self, *, with_digest: bool = True) -> RaftStatus:
         """Return what this node knows now.

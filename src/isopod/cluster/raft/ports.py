@@ -5,11 +5,12 @@ all of them; a `TransportSink` is what the driver is to its transport; an `Addre
 """
 
 import enum
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
+from isopod.world.errors import IsopodError
 from isopod.world.network import Address, PeerIdentity
 
 NodeId = int
@@ -37,13 +38,49 @@ class StateMachine(Protocol):
         """Apply the commands in order; return one result for each, which only the proposing node hands to its caller."""
 
     def snapshot(self) -> bytes:
-        """Return all of the state."""
+        """Return all of the state. A large one should be `Capturable` beside."""
 
     def restore(self, data: bytes) -> None:
         """Become what `snapshot` returned elsewhere; forget everything else."""
 
     def digest(self) -> str:
         """Return a digest of the state, equal on all nodes that applied the same index. Asked for by checks and people, not per entry."""
+
+
+class Waiter(Protocol):
+    """Who waits for a result: a future, or whatever is told like one. What it does when told must be quick and must not raise."""
+
+    def done(self) -> bool:
+        """Return whether it was told, or waits no more."""
+
+    def set_result(self, result: Any, /) -> object:  # of whatever it waits for
+        """Tell the result."""
+
+    def set_exception(self, error: Any, /) -> object:  # as asyncio's: an exception
+        """Tell why there is none."""
+
+
+@runtime_checkable
+class Capturable(Protocol):
+    """A machine that can be too large to be packed in one go: peers must hear of a node more often than that."""
+
+    def capture(self) -> Iterator[bytes]:
+        """Return what `snapshot` would return now, in pieces of a few milliseconds' work each, whatever is applied while they are taken.
+
+        An empty piece says that there is nothing to write yet.
+        """
+
+
+@runtime_checkable
+class Preparable(Protocol):
+    """A machine that can be too large to be restored in one go."""
+
+    def prepare(self, data: bytes) -> Iterator[None]:
+        """Do what `restore` takes long for, in pieces of a few milliseconds' work each: `restore` of these very bytes is then quick.
+
+        Raises:
+            IsopodError: `restore` would not take them.
+        """
 
 
 class ChangeKind(enum.Enum):
@@ -107,7 +144,13 @@ class Restored(NamedTuple):
     term: int
 
 
-RaftEvent = LeaderChanged | MembersChanged | Applied | Restored
+class LogLost(NamedTuple):
+    """The leader counts on entries that this member's disk had and has no more: it may have forgotten votes, and takes part no longer."""
+
+    error: IsopodError
+
+
+RaftEvent = LeaderChanged | MembersChanged | Applied | Restored | LogLost
 Subscriber = Callable[[RaftEvent], None]
 Role = Literal["follower", "candidate", "leader", "pre_candidate"]
 

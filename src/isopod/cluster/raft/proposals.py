@@ -14,13 +14,14 @@ from typing import Any, Final
 
 from isopod.cluster.raft.codec import encode_envelope
 from isopod.cluster.raft.core import ProposalDropped, RaftCore
+from isopod.cluster.raft.ports import Waiter
 from isopod.cluster.raft.settings import RaftSettings
 from isopod.net.rpc.deadlines import Deadlines
 from isopod.world.errors import DeadlineExceeded, Exhausted, IsopodError, TooLarge
 
 RETRY_AFTER_S: Final = 0.05
-_Open = tuple["asyncio.Future[Any]", float, float, int]
-"""Who waits for the result (of whatever the machine returns), until when, since when, and the command's length."""
+_Open = tuple[Waiter, float, float, int]
+"""Who waits for the result, until when, since when, and the command's length."""
 
 
 class Proposals:
@@ -35,13 +36,16 @@ class Proposals:
     def __init__(self, loop: asyncio.AbstractEventLoop, settings: RaftSettings, *, round_bytes_max: int = 4 << 20) -> None:
         self.n_proposed = 0
         self.n_failed = 0
+        self.n_alone = 0
+        """How many in a row came while none was under way."""
         self._loop = loop
         self._settings = settings
         self._round_bytes_max = round_bytes_max
         self._open: dict[int, _Open] = {}
         self._n_ids = 0
         self._n_bytes = 0
-        self._waiting: list[tuple[int, bytes]] = []
+        self.waiting: list[tuple[int, bytes]] = []
+        """What was not proposed yet; to be looked at only."""
         self._rounds: dict[int, tuple[int, list[int]]] = {}
         self._round_ends: dict[int, None] = {}
         self._deadlines = Deadlines(loop, self._open_deadlines, self._on_expired)
@@ -53,10 +57,10 @@ class Proposals:
     @property
     def has_waiting(self) -> bool:
         """Whether a round could begin."""
-        return bool(self._waiting) and len(self._round_ends) < self._settings.rounds_max
+        return bool(self.waiting) and len(self._round_ends) < self._settings.rounds_max
 
-    def add(self, command: bytes, timeout_s: float) -> "asyncio.Future[Any]":
-        """Queue a command; the future gets its result.
+    def add(self, command: bytes, timeout_s: float, waiter: Waiter) -> None:
+        """Queue a command; the waiter gets its result.
 
         Raises:
             TooLarge: It is over the limit.
@@ -71,13 +75,12 @@ class Proposals:
         if self._n_bytes + n_bytes > settings.proposal_bytes_max:
             raise Exhausted("bytes of proposals under way", str(settings.proposal_bytes_max), retry_after_s=RETRY_AFTER_S)
         now = self._loop.time()
+        self.n_alone = 0 if self._open else self.n_alone + 1
         self._n_ids = number = self._n_ids + 1
-        future: asyncio.Future[Any] = self._loop.create_future()
-        self._open[number] = (future, now + timeout_s, now, n_bytes)
+        self._open[number] = (waiter, now + timeout_s, now, n_bytes)
         self._n_bytes += n_bytes
-        self._waiting.append((number, command))
+        self.waiting.append((number, command))
         self._deadlines.note(now + timeout_s)
-        return future
 
     def propose(self, core: RaftCore, term: int, stamp_ns: int) -> int:
         """Hand what waits to the core as one round of entries; return the index of the last one, 0 if it took none.
@@ -101,7 +104,7 @@ class Proposals:
             if n_bytes >= self._round_bytes_max:
                 break
         if not entries:
-            self._waiting.clear()
+            self.waiting.clear()
             return 0
         try:
             last_index = core.propose_many(entries)
@@ -109,7 +112,7 @@ class Proposals:
             if error.why == "not_leader":
                 raise
             return 0  # what is uncommitted will be committed, or a hand-over end: they wait
-        del self._waiting[:n_taken]
+        del self.waiting[:n_taken]
         index = last_index - len(members)
         for numbers in members:
             index += 1
@@ -142,10 +145,10 @@ class Proposals:
             unknown: For those whose entries are under way.
             not_begun: For those that waited.
         """
-        waiting = dict(self._waiting)
+        waiting = dict(self.waiting)
         for number in list(self._open):
             self._fail(number, not_begun if number in waiting else unknown)
-        self._waiting.clear()
+        self.waiting.clear()
         self._rounds.clear()
         self._round_ends.clear()
 
@@ -163,7 +166,7 @@ class Proposals:
         commands: list[bytes] = []
         n_bytes = 0
         is_open = self._open
-        for position, (number, command) in enumerate(self._waiting):
+        for position, (number, command) in enumerate(self.waiting):
             if number not in is_open:
                 continue
             if n_bytes + len(command) > entry_bytes_max and commands:
@@ -173,14 +176,14 @@ class Proposals:
             commands.append(command)
             n_bytes += len(command)
         if commands:
-            yield numbers, commands, len(self._waiting)
+            yield numbers, commands, len(self.waiting)
 
     def _fail(self, number: int, error: IsopodError) -> None:
-        future, _, _, n_bytes = self._open.pop(number)
+        waiter, _, _, n_bytes = self._open.pop(number)
         self._n_bytes -= n_bytes
         self.n_failed += 1
-        if not future.done():
-            future.set_exception(error)
+        if not waiter.done():
+            waiter.set_exception(error)
 
     def _open_deadlines(self) -> Iterator[tuple[int, float | None]]:
         for number, entry in self._open.items():

@@ -2,7 +2,8 @@
 
 A round is one question to the leader, with a context that is never used twice: (node, boot, counter). All that wait in one turn share it.
 The answer is an index; who has applied that may read. Rounds get lost (no leader, a lost message, a leader that has not committed in its
-term): they are asked again, under a new context, until the waiting give up.
+term): they are asked again, under a new context, until the waiting give up. The answer to an earlier context is as good, if it comes after
+all: where the way to the leader takes longer than the pause, it is the only one that ever comes in time.
 
 Rules: a barrier only joins a round that was not begun when it came; nothing here awaits; what waits is bounded.
 Source: Ongaro 2014, section 6.4.
@@ -14,6 +15,7 @@ from typing import Final
 
 from isopod.cluster.raft.codec import READ_CONTEXT
 from isopod.cluster.raft.core import RaftCore
+from isopod.cluster.raft.ports import Waiter
 from isopod.cluster.raft.settings import RaftSettings
 from isopod.net.rpc.deadlines import Deadlines
 from isopod.world.errors import DeadlineExceeded, Exhausted, IsopodError
@@ -22,6 +24,8 @@ ROUNDS_MAX: Final = 4
 """Under way at once; what comes meanwhile shares the next."""
 RETRY_HEARTBEATS: Final = 3
 RETRY_AFTER_S: Final = 0.05
+LATE_MAX: Final = 32
+"""Rounds taken for lost whose answer is still good."""
 
 
 class Reads:
@@ -36,15 +40,19 @@ class Reads:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, settings: RaftSettings, *, node_id: int, boot: int) -> None:
         self.n_rounds = 0
+        self.n_alone = 0
+        """How many in a row came while none was under way."""
         self._loop = loop
         self._settings = settings
         self._node_id = node_id
         self._boot = boot
         self._retry_s = RETRY_HEARTBEATS * settings.heartbeat_s
-        self._open: dict[int, tuple[asyncio.Future[int], float, float]] = {}
+        self._open: dict[int, tuple[Waiter, float, float]] = {}
         self._n_ids = 0
-        self._waiting: list[int] = []
+        self.waiting: list[int] = []
+        """Who was not asked for yet; to be looked at only."""
         self._asked: dict[bytes, tuple[float, list[int]]] = {}
+        self._late: dict[bytes, list[int]] = {}
         self._answered: list[tuple[int, list[int]]] = []
         self._deadlines = Deadlines(loop, self._open_deadlines, self._on_expired)
 
@@ -55,7 +63,7 @@ class Reads:
     @property
     def has_waiting(self) -> bool:
         """Whether a round could begin."""
-        return bool(self._waiting) and len(self._asked) < ROUNDS_MAX
+        return bool(self.waiting) and len(self._asked) < ROUNDS_MAX
 
     @property
     def retry_at(self) -> float | None:
@@ -64,8 +72,8 @@ class Reads:
             return asked_at + self._retry_s
         return None
 
-    def add(self, timeout_s: float) -> "asyncio.Future[int]":
-        """Queue a barrier; the future gets the index that was applied.
+    def add(self, timeout_s: float, waiter: Waiter) -> None:
+        """Queue a barrier; the waiter gets the index that was applied.
 
         Raises:
             Exhausted: Too many wait.
@@ -73,16 +81,15 @@ class Reads:
         if len(self._open) >= self._settings.reads_max:
             raise Exhausted("reads under way", str(self._settings.reads_max), retry_after_s=RETRY_AFTER_S)
         now = self._loop.time()
+        self.n_alone = 0 if self._open else self.n_alone + 1
         self._n_ids = number = self._n_ids + 1
-        future: asyncio.Future[int] = self._loop.create_future()
-        self._open[number] = (future, now + timeout_s, now)
-        self._waiting.append(number)
+        self._open[number] = (waiter, now + timeout_s, now)
+        self.waiting.append(number)
         self._deadlines.note(now + timeout_s)
-        return future
 
     def ask(self, core: RaftCore) -> None:
         """Begin a round for all that wait."""
-        waiting, self._waiting = [number for number in self._waiting if number in self._open], []
+        waiting, self.waiting = [number for number in self.waiting if number in self._open], []
         if waiting:
             self.n_rounds += 1
             context = READ_CONTEXT.pack(self._node_id, self._boot, self.n_rounds)
@@ -90,10 +97,11 @@ class Reads:
             core.read_index(context)
 
     def answered(self, context: bytes, index: int) -> None:
-        """A round has its index; answers to rounds that were given up are dropped."""
+        """A round has its index. Whoever waits for it began before it was asked, so it is good however late it comes."""
         found = self._asked.pop(context, None)
-        if found is not None:
-            self._answered.append((index, found[1]))
+        numbers = found[1] if found is not None else self._late.pop(context, None)
+        if numbers is not None:
+            self._answered.append((index, numbers))
 
     def release(self, applied: int) -> None:
         """Let go on whoever waited for an index that is applied now."""
@@ -114,21 +122,27 @@ class Reads:
         """Put the waiters of rounds that are taken for lost back in front."""
         limit = self._loop.time() - self._retry_s
         lost = [context for context, (asked_at, _) in self._asked.items() if asked_at <= limit]
+        for context in lost:
+            self._late[context] = self._asked[context][1]
+        while len(self._late) > LATE_MAX:
+            del self._late[next(iter(self._late))]
         self._put_back(lost)
 
     def retry_all(self) -> None:
         """The leader changed: nothing that was asked will be answered."""
+        self._late.clear()
         self._put_back(list(self._asked))
 
     def close(self, error: IsopodError) -> None:
         """Fail what waits."""
         self._deadlines.close()
-        for future, _, _ in self._open.values():
-            if not future.done():
-                future.set_exception(error)
-        self._open.clear()
-        self._waiting.clear()
+        left, self._open = self._open, {}
+        for waiter, _, _ in left.values():
+            if not waiter.done():
+                waiter.set_exception(error)
+        self.waiting.clear()
         self._asked.clear()
+        self._late.clear()
         self._answered.clear()
 
     # --- inside -------------------------------------------------------------------------------------------------------
@@ -137,13 +151,13 @@ class Reads:
         numbers: list[int] = []
         for context in contexts:
             numbers += self._asked.pop(context)[1]
-        self._waiting[:0] = numbers
+        self.waiting[:0] = numbers
 
     def _open_deadlines(self) -> Iterator[tuple[int, float | None]]:
         for number, entry in self._open.items():
             yield number, entry[1]
 
     def _on_expired(self, number: int) -> None:
-        future, expires_at, began = self._open.pop(number)
-        if not future.done():
-            future.set_exception(DeadlineExceeded("the read barrier", expires_at - began))
+        waiter, expires_at, began = self._open.pop(number)
+        if not waiter.done():
+            waiter.set_exception(DeadlineExceeded("the read barrier", expires_at - began))

@@ -1,30 +1,37 @@
 """Snapshot files: the machine at one index, whole and checked, made here or received in pieces.
 
-    snapshots/snapshot-INDEX-TERM.raft     MAGIC | length (u32) | header | the machine's bytes | CRC-32 of all before (u32)
-    snapshots/incoming-INDEX-TERM-CRC.part what came so far of one that is being received
+    snapshots/snapshot-INDEX-TERM.raft         MAGIC | length (u32) | header | the machine's bytes | CRC-32 of all before (u32)
+    snapshots/snapshot-INDEX-TERM.raft.making  what was written so far of one that is being made; worth nothing after a crash
+    snapshots/incoming-INDEX-TERM-CRC.part     what came so far of one that is being received
+    snapshots/removed/                         what is being removed
 
 A file gets its name only when it is durable and whole, so that what has the name can be used. Which of them counts is said by the log
 (`isopod.cluster.raft.log`), never by the folder. A file that is being sent is not removed before its reader closes it (POSIX keeps the
 bytes of an open file).
 """
 
+import asyncio
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from struct import Struct as Layout
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
 from isopod.cluster.raft.core import ConfState
 from isopod.cluster.raft.ports import SnapshotOffer
 from isopod.world.disk import OpenFile
-from isopod.world.errors import BadRecord, DigestMismatch, InvalidArgument, NotFound, from_os_error
+from isopod.world.errors import BadRecord, DigestMismatch, InvalidArgument, NotFound, TooLarge, from_os_error
 from isopod.world.world import World
 
+HINT: Final = "let the other members `isopod cluster leave` this node, empty its folder, and join anew; or restore a backup"
 MAGIC: Final = b"ISORAFT1"
 FILE_BYTES_MAX: Final = 16 << 30
 PIECE_BYTES: Final = 1 << 20
+MAKING: Final = ".making"
+REMOVED: Final = "removed"
 _U32: Final = Layout("<I")
 
 
@@ -46,10 +53,16 @@ class Snapshot(msgspec.Struct, frozen=True):
     machine: bytes
 
 
+class Captured(NamedTuple):
+    """A snapshot of which the machine's bytes are still to be made, piece by piece; an empty piece only says that work was done."""
+
+    header: SnapshotHeader
+    pieces: Iterable[bytes]
+
+
 def pack_snapshot(snapshot: Snapshot) -> bytes:
     """Return the bytes of the file."""
-    header = msgspec.msgpack.encode(snapshot.header)
-    body = b"".join((MAGIC, _U32.pack(len(header)), header, snapshot.machine))
+    body = _pack_head(snapshot.header) + snapshot.machine
     return body + _U32.pack(zlib.crc32(body))
 
 
@@ -61,15 +74,15 @@ def parse_snapshot(data: bytes, path: str) -> Snapshot:
     """
     begin = len(MAGIC) + _U32.size
     if len(data) < begin + _U32.size or not data.startswith(MAGIC):
-        raise BadRecord(path, "it is no Raft snapshot")
+        raise BadRecord(path, "it is no Raft snapshot", HINT)
     body = memoryview(data)[: -_U32.size]
     if zlib.crc32(body) != crc_of(data):
-        raise BadRecord(path, "its checksum does not fit", "let the node join again under a new id, or restore a backup")
+        raise BadRecord(path, "its checksum does not fit", HINT)
     try:
         (n_header,) = _U32.unpack_from(data, len(MAGIC))
         header = msgspec.msgpack.decode(data[begin : begin + n_header], type=SnapshotHeader)
     except (msgspec.MsgspecError, struct.error) as error:
-        raise BadRecord(path, f"its header cannot be read: {error}") from None
+        raise BadRecord(path, f"its header cannot be read: {error}", HINT) from None
     return Snapshot(header, bytes(body[begin + n_header :]))
 
 
@@ -91,22 +104,51 @@ class SnapshotFolder:
         self._disk = world.disk
 
     async def prepare(self) -> None:
-        """Make the folder."""
+        """Make the folder, and remove what a crash left of one that was being made or removed."""
         await self._disk.make_directory(self.path)
+        await self._disk.remove_tree(f"{self.path}/{REMOVED}")
+        for name in await self._disk.list(self.path):
+            if name.endswith(MAKING):
+                await self._disk.remove(f"{self.path}/{name}")
 
-    async def save(self, snapshot: Snapshot) -> int:
-        """Write a snapshot so that it is durable and whole, or not there; return its length.
+    async def save(self, snapshot: Snapshot | Captured) -> int:
+        """Write a snapshot so that it is durable and whole, or not there; return its length. Others get their turn between the pieces.
 
         Raises:
             UnavailableError: The disk failed or is full.
         """
-        data = pack_snapshot(snapshot)
         path = self.file(snapshot.header.index, snapshot.header.term)
+        making = path + MAKING
+        pieces = snapshot.pieces if isinstance(snapshot, Captured) else (snapshot.machine,)
         try:
-            await self._disk.write_atomic(path, data)
+            try:
+                n_bytes = await self._write(making, snapshot.header, pieces)
+                await self._disk.rename(making, path)
+                await self._disk.sync_directory(self.path)
+            except OSError:
+                with suppress(OSError):  # a full disk wants the room back; why it failed is what counts
+                    await self._disk.remove(making)
+                raise
         except OSError as error:
             raise from_os_error(error, "write the snapshot", path) from error
-        return len(data)
+        return n_bytes
+
+    async def _write(self, path: str, header: SnapshotHeader, pieces: Iterable[bytes]) -> int:
+        if await self._disk.stat(path) is not None:
+            await self._disk.remove(path)
+        file = await self._disk.open_append(path)
+        crc = 0
+        try:
+            for piece in _cut((_pack_head(header),), pieces):
+                if piece:
+                    crc = zlib.crc32(piece, crc)
+                    await file.append(piece)
+                await asyncio.sleep(0)  # whether or not the disk made us wait
+            await file.append(_U32.pack(crc))
+            await file.sync()
+            return file.size_bytes()
+        finally:
+            file.close()
 
     async def load(self, index: int, term: int) -> Snapshot:
         """Read a snapshot.
@@ -125,17 +167,20 @@ class SnapshotFolder:
             raise from_os_error(error, "read the snapshot", path) from error
         snapshot = parse_snapshot(data, path)
         if (snapshot.header.index, snapshot.header.term) != (index, term):
-            raise BadRecord(path, f"it is of index {snapshot.header.index} and term {snapshot.header.term}")
+            raise BadRecord(path, f"it is of index {snapshot.header.index} and term {snapshot.header.term}", HINT)
         return snapshot
 
     async def remove_but(self, kept: Sequence[tuple[int, int]]) -> None:
-        """Remove all files but those of these (index, term), and what was received in part of older ones."""
+        """Remove all files but those of these (index, term), and those of later ones: they are being received, or were just now."""
         names = [self.file(index, term).rpartition("/")[2] for index, term in kept]
         newest = max(kept, default=(0, 0))
         for name in await self._disk.list(self.path):
-            if name in names or (name.endswith(".part") and _index_of(name) > newest[0]):
+            if name in names or name == REMOVED or (not name.endswith(MAKING) and _index_of(name) > newest[0]):
                 continue
-            await self._disk.remove(f"{self.path}/{name}")
+            # To free a large file takes long: a whole folder is removed beside the loop, a single file within it.
+            await self._disk.make_directory(f"{self.path}/{REMOVED}")
+            await self._disk.rename(f"{self.path}/{name}", f"{self.path}/{REMOVED}/{name}")
+        await self._disk.remove_tree(f"{self.path}/{REMOVED}")
 
     async def open_source(self, index: int, term: int) -> "FileSource":
         """Open a snapshot for sending.
@@ -159,8 +204,11 @@ class SnapshotFolder:
         """Begin or go on to receive.
 
         Raises:
+            TooLarge: More is announced than a snapshot can be.
             UnavailableError: The disk failed.
         """
+        if not 0 < offer.n_bytes <= FILE_BYTES_MAX:
+            raise TooLarge(f"snapshot {offer.index}", offer.n_bytes, FILE_BYTES_MAX)
         path = f"{self.path}/incoming-{offer.index:020d}-{offer.term:020d}-{offer.crc:08x}.part"
         try:
             file = await self._disk.open_append(path)
@@ -263,6 +311,22 @@ class PartFile:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _pack_head(header: SnapshotHeader) -> bytes:
+    packed = msgspec.msgpack.encode(header)
+    return b"".join((MAGIC, _U32.pack(len(packed)), packed))
+
+
+def _cut(*streams: Iterable[bytes]) -> Iterator[bytes | memoryview]:
+    """Return pieces in pieces that one write takes."""
+    for stream in streams:
+        for piece in stream:
+            if len(piece) <= PIECE_BYTES:
+                yield piece
+            else:
+                whole = memoryview(piece)
+                yield from (whole[begin : begin + PIECE_BYTES] for begin in range(0, len(piece), PIECE_BYTES))
 
 
 def _index_of(name: str) -> int:

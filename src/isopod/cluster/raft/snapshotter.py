@@ -1,22 +1,25 @@
 """Snapshotter: makes snapshots of the own machine when enough log came, lets go of the log behind them, and takes in those of the leader.
 
-One at a time. The machine is copied within a turn, the file is written beside everything else. A snapshot that cannot be made (the disk is
+One at a time. The machine is captured within a turn, packed and written beside everything else. A snapshot that cannot be made (the disk is
 full) is logged and tried again later: the log grows meanwhile, and nothing is lost.
 """
 
 import asyncio
 from typing import Final
 
-from isopod.cluster.raft.core import CorePanicked
-from isopod.cluster.raft.driver import RAFT, Driver
+from isopod.cluster.raft.core import CorePanicked, describe_message
+from isopod.cluster.raft.driver import Driver
 from isopod.cluster.raft.metrics import RaftMetrics
-from isopod.cluster.raft.ports import NodeId, SnapshotOffer
-from isopod.cluster.raft.snapshots import PartFile, Snapshot, SnapshotHeader
+from isopod.cluster.raft.ports import Capturable, NodeId, Preparable, SnapshotOffer
+from isopod.cluster.raft.snapshots import Captured, PartFile, SnapshotHeader
 from isopod.runtime.logger import Logger
-from isopod.world.errors import ForeignCluster, InUse, IsopodError, from_os_error
+from isopod.runtime.scheduling import SchedulingGroup
+from isopod.world.errors import ForeignCluster, InUse, InvalidArgument, IsopodError, from_os_error
 from isopod.world.failpoints import Failpoint
 
 RETRY_S: Final = 10.0
+PACKING: Final = SchedulingGroup("raft-snapshot", 500)
+"""Nobody waits for it, but until it is done the log grows: so it gets a fair part of a busy loop, in pieces that delay nobody for long."""
 
 
 class Snapshotter:
@@ -69,8 +72,9 @@ class Snapshotter:
             driver = self._driver
             cluster_id = driver.log.identity.cluster_id
             header = SnapshotHeader(cluster_id, driver.applied, driver.applied_term, driver.conf_state, driver.last_stamp_ns)
-            snapshot = Snapshot(header, driver.machine.snapshot())
-            self._task = self._loop.create_task(self._make(snapshot), name="raft snapshot", context=RAFT.context())
+            machine = driver.machine
+            captured = Captured(header, machine.capture() if isinstance(machine, Capturable) else (machine.snapshot(),))
+            self._task = self._loop.create_task(self._make(captured), name="raft snapshot", context=PACKING.context())
         return self._task
 
     def want(self) -> None:
@@ -80,6 +84,7 @@ class Snapshotter:
 
     async def receive(self, sender: NodeId, offer: SnapshotOffer) -> "_Receiving":
         """See `TransportSink.open_receiver`."""
+        _check_offer(sender, offer)
         if self._receiving is not None:
             if self._receiving.sender == sender:
                 self._receiving.abandon()
@@ -101,7 +106,7 @@ class Snapshotter:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    async def _make(self, snapshot: Snapshot) -> None:
+    async def _make(self, snapshot: Captured) -> None:
         began = self._loop.time()
         index = snapshot.header.index
         driver = self._driver
@@ -181,8 +186,15 @@ class _Receiving:
                 return
             snapshot = await self._part.finish()
             cluster_id = driver.log.identity.cluster_id
+            if (snapshot.header.index, snapshot.header.term) != (self._offer.index, self._offer.term):
+                raise InvalidArgument(
+                    "snapshot", self._offer.index, f"its file is of {snapshot.header.index} in term {snapshot.header.term}"
+                )
             if snapshot.header.cluster_id != cluster_id:
                 raise ForeignCluster(f"the snapshot of node {self.sender}", snapshot.header.cluster_id, cluster_id)
+            if isinstance(driver.machine, Preparable):
+                for _ in driver.machine.prepare(snapshot.machine):
+                    await asyncio.sleep(0)
             driver.step_snapshot(self.sender, snapshot, self._offer.message)
         finally:
             self.abandon()
@@ -192,3 +204,17 @@ class _Receiving:
         if self._part is not None:
             self._part.close()
         self._owner._end(self)
+
+
+def _check_offer(sender: NodeId, offer: SnapshotOffer) -> None:
+    """Refuse a snapshot whose message is of another one: the core would take what nobody received.
+
+    Raises:
+        InvalidArgument: It is.
+    """
+    try:
+        found = describe_message(offer.message)
+    except ValueError as error:
+        raise InvalidArgument("snapshot", offer.index, f"its message cannot be read: {error}") from None
+    if (found.kind, found.sender, found.snapshot_index) != ("MsgSnapshot", sender, offer.index):
+        raise InvalidArgument("snapshot", offer.index, f"its message is a {found.kind} of {found.snapshot_index} by node {found.sender}")

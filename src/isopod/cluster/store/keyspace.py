@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from itertools import islice
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -22,6 +22,7 @@ ENTRY_BYTES: Final = 160
 """What an entry takes beside its key and value, roughly."""
 UNFOLDED_MAX: Final = 16_384
 """No more keys may pile up between two looks at the digest: to settle so many takes some ten milliseconds."""
+FOLDED_AT_ONCE: Final = 512
 MODULUS: Final = 1 << 128
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -29,6 +30,31 @@ _encode = msgspec.msgpack.Encoder().encode
 def part_of(thing: object) -> int:
     """Return what a part of the state adds to the digest's sum."""
     return int.from_bytes(blake2b(_encode(thing), digest_size=16).digest(), "little")
+
+
+class Frozen(NamedTuple):
+    """The keys of one moment."""
+
+    order: list[str]
+    entries: dict[str, Entry]
+    before: dict[str, Entry | None]
+    total: int
+
+    def fold(self) -> Iterator[int | None]:
+        """Return what `Keyspace.fold` would have returned then, last of all; before that, None for every few hundred keys' work."""
+        total = self.total
+        for number, (key, old) in enumerate(self.before.items(), 1):
+            total += _difference(old, self.entries.get(key))
+            if not number % FOLDED_AT_ONCE:
+                yield None
+        yield total % MODULUS
+
+    def take(self) -> Iterator[Entry]:
+        """Return the entries in order, once: each is let go of on the way, for to do that with all of them at the end takes long too."""
+        order, entries = self.order, self.entries
+        order.reverse()
+        while order:
+            yield entries.pop(order.pop())
 
 
 class Keyspace:
@@ -194,6 +220,10 @@ class Keyspace:
             found.append(entry)
         return Page(tuple(found))
 
+    def frozen(self) -> "Frozen":
+        """Return all keys and entries as of now, whatever is written later. Entries never change: only who is there is copied."""
+        return Frozen(self._order.all(), dict(self.entries), dict(self._before), self._sum)
+
     def changes_since(self, revision: int) -> list[Entry]:
         """Return the kept changes behind a revision, the oldest first."""
         found: list[Entry] = []
@@ -215,27 +245,27 @@ class Keyspace:
         """Settle the digest for so many of the keys that were touched, those touched first; return whether any are left."""
         before, entries, total = self._before, self.entries, self._sum
         for key in list(islice(before, n_keys)):
-            old, new = before.pop(key), entries.get(key)
-            if new is old:
-                continue
-            if old is not None:
-                total -= part_of(old)
-            if new is not None:
-                total += part_of(new)
+            total += _difference(before.pop(key), entries.get(key))
         self._sum = total % MODULUS
         return bool(before)
 
-    def load(self, entries: Iterable[Entry], history: Iterable[Entry], marks: Iterable[tuple[int, int]]) -> None:
-        """Take a snapshot's content; `revision` and `compacted` are set by the caller."""
-        self.entries = {entry.key: entry for entry in entries}
+    def load(self, entries: Iterable[Entry], history: Iterable[Entry], marks: Iterable[tuple[int, int]]) -> Iterator[None]:
+        """Take a snapshot's content, in pieces; `revision` and `compacted` are set by the caller."""
+        self.entries = {}
+        self.n_bytes = self._sum = 0
+        for number, entry in enumerate(entries, 1):
+            self.entries[entry.key] = entry
+            self._sum += part_of(entry)
+            self.n_bytes += len(entry.value) + len(entry.key) + ENTRY_BYTES
+            if not number % FOLDED_AT_ONCE:
+                yield
+        self._sum %= MODULUS
         self.history = deque(history)
         self.history_bytes = sum(len(entry.value) + ENTRY_BYTES for entry in self.history)
         self.fresh = []
-        self.n_bytes = sum(len(entry.value) + len(entry.key) + ENTRY_BYTES for entry in self.entries.values())
         self._order = SortedKeys(self.entries)
         self._marks = deque(marks)
         self._before = {}
-        self._sum = sum(map(part_of, self.entries.values())) % MODULUS
 
     def become(self, other: "Keyspace") -> None:
         """Take another's content, which gives it up; the bounds are the same."""
@@ -247,3 +277,10 @@ class Keyspace:
     def marks(self) -> list[tuple[int, int]]:
         """Return what a snapshot keeps of the changes' ages."""
         return list(self._marks)
+
+
+def _difference(old: Entry | None, new: Entry | None) -> int:
+    """Return what a change of an entry adds to the digest's sum."""
+    if old is new:
+        return 0
+    return (0 if new is None else part_of(new)) - (0 if old is None else part_of(old))

@@ -14,9 +14,12 @@ from heapq import heapify, heappop, heappush
 from typing import Final
 
 from isopod.api.store.messages import COMMAND_OPS_MAX, Entry
+from isopod.cluster.store.leases import Lease
 from isopod.cluster.store.machine import StoreMachine
 from isopod.world.errors import IsopodError
 
+DRIFT: Final = 0.002
+"""How much longer a lease lives: the clocks of holder and leader may differ in speed, a kernel corrects each by 500 ppm at most."""
 GRAIN_S: Final = 0.05
 """Ends that are so near together share one command."""
 RETRY_S: Final = 0.5
@@ -44,6 +47,7 @@ class Lessor:
         self._heap: list[tuple[float, int]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._ending: dict[int, None] = {}
+        """Whose end was proposed: it may come at any time, also if that failed: nobody keeps them alive while this node leads."""
         self._task: asyncio.Task[None] | None = None
         machine.listen(self)
 
@@ -51,12 +55,13 @@ class Lessor:
         """This node leads from now on, or does no more; a new leader gives every lease its full time."""
         self._is_leading = is_leading
         self._ends.clear()
+        self._ending.clear()
         self._heap.clear()
         self._leases.fresh.clear()
         if is_leading:
             now = self._loop.time()
             for lease in self._leases.by_id.values():
-                self._ends[lease.id] = now + lease.ttl_ms / 1000
+                self._ends[lease.id] = now + _life_s(lease)
             self._heap = [(end, number) for number, end in self._ends.items()]
             heapify(self._heap)
         self._arm()
@@ -70,7 +75,7 @@ class Lessor:
         if lease is None or number in self._ending or not self._is_leading:
             return 0.0
         ttl_s = lease.ttl_ms / 1000
-        self._ends[number] = self._loop.time() + ttl_s
+        self._ends[number] = self._loop.time() + _life_s(lease)
         return ttl_s
 
     async def close(self) -> None:
@@ -95,7 +100,7 @@ class Lessor:
             for number in fresh:
                 lease = self._leases.by_id.get(number)
                 if lease is not None:
-                    end = self._ends[number] = now + lease.ttl_ms / 1000
+                    end = self._ends[number] = now + _life_s(lease)
                     heappush(self._heap, (end, number))
             self._arm()
         fresh.clear()
@@ -129,7 +134,7 @@ class Lessor:
             else:
                 over.append(number)
         if over:
-            self._ending = dict.fromkeys(over)
+            self._ending |= dict.fromkeys(over)
             self._task = self._loop.create_task(self._end(tuple(over)), name="store leases")
         else:
             self._arm()
@@ -142,11 +147,16 @@ class Lessor:
             # Whoever leads then looks again. They may be gone or not: asking twice does no harm.
             await asyncio.sleep(RETRY_S)
         finally:
-            self._ending = {}
             self._task = None
             for number in numbers:
-                if number in self._leases.by_id and number in self._ends:
-                    heappush(self._heap, (self._ends[number], number))
-                else:
+                if number not in self._leases.by_id:
+                    self._ending.pop(number, None)
                     self._ends.pop(number, None)
+                elif number in self._ending:  # else another term began meanwhile
+                    heappush(self._heap, (self._ends[number], number))
             self._arm()
+
+
+def _life_s(lease: Lease) -> float:
+    """Return for how long by the leader's clock a lease certainly lives by its holder's."""
+    return lease.ttl_ms / 1000 * (1 + DRIFT)

@@ -11,7 +11,7 @@ It is not a `Replica`: it knows no nodes, does not wait, and tells changes to wh
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -36,7 +36,7 @@ from isopod.api.store.messages import (
     Result,
     TxnResult,
 )
-from isopod.cluster.store.image import Image, pack_image, unpack_image
+from isopod.cluster.store.image import Image, finish, pack_in_pieces, unpack_in_pieces
 from isopod.cluster.store.keyspace import Keyspace
 from isopod.cluster.store.leases import Leases
 from isopod.cluster.store.sessions import SessionLimits, Sessions
@@ -116,6 +116,7 @@ class StoreMachine:
         self.checkpoints: deque[Checkpoint] = deque(maxlen=CHECKPOINTS_KEPT)
         self._listeners: list[Listener] = []
         self._read_left = 0
+        self._prepared: tuple[bytes, StoreMachine] | None = None
         self._do: dict[type[Any], Callable[[Any], Result]] = {
             m.Put: self._put,
             m.Delete: self._delete,
@@ -149,6 +150,7 @@ class StoreMachine:
 
     def apply(self, batch: AppliedBatch) -> list[bytes]:
         """Apply a Raft entry; return a packed `Outcome` for each of its commands."""
+        self._prepared = None  # whoever goes on by entries needs no snapshot
         self.stamp_ns = stamp_ns = max(self.stamp_ns, batch.stamp_ns)
         self.index = batch.index
         self.sessions.expire(stamp_ns)
@@ -161,9 +163,12 @@ class StoreMachine:
 
     def digest(self) -> str:
         """Return a digest of all of the state: equal states have equal ones, whichever way they came about."""
+        return _digest_of(self.keys.fold(), self._other_parts())
+
+    def _other_parts(self) -> list[object]:
+        """Return what makes the digest besides the entries."""
         keys = self.keys
-        parts = [
-            keys.fold(),
+        return [
             self.leases.fold(),
             self.sessions.fold(),
             keys.revision,
@@ -172,13 +177,17 @@ class StoreMachine:
             self.level,
             len(keys.history),
             keys.history_bytes,
+            *self.limits,
         ]
-        text = ",".join(map(str, (*parts, *self.limits)))
-        return blake2b(text.encode(), digest_size=16).hexdigest()
 
     def snapshot(self) -> bytes:
         """Return all of the state."""
+        return b"".join(self.capture())
+
+    def capture(self) -> Iterator[bytes]:
+        """Return all of the state as of now in pieces, some of them empty: what is applied while they are taken does not change them."""
         keys = self.keys
+        frozen, other_parts = keys.frozen(), self._other_parts()
         n_granted, leases = self.leases.save()
         n_opened, sessions = self.sessions.save()
         image = Image(
@@ -187,7 +196,7 @@ class StoreMachine:
             compacted=keys.compacted,
             stamp_ns=self.stamp_ns,
             index=self.index,
-            entries=[keys.entries[key] for key in keys.keys("")],
+            entries=[],
             history=list(keys.history),
             marks=keys.marks(),
             n_granted=n_granted,
@@ -195,7 +204,8 @@ class StoreMachine:
             n_opened=n_opened,
             sessions=sessions,
         )
-        return pack_image(image, self.digest())
+        digest = ("" if folded is None else _digest_of(folded, other_parts) for folded in frozen.fold())
+        return pack_in_pieces(image, frozen.take(), len(frozen.order), digest)
 
     def restore(self, data: bytes) -> None:
         """Become what a snapshot says.
@@ -203,11 +213,11 @@ class StoreMachine:
         Raises:
             BadRecord: It is none, is damaged, of a later version, or was made with other limits; the state is as before.
         """
-        image, digest = unpack_image(data)
-        found = StoreMachine(self.limits)
-        found._load(image)
-        if found.digest() != digest:
-            raise image.misfit(digest, found.digest())
+        if self._prepared is None or self._prepared[0] is not data:
+            finish(self.prepare(data))
+        assert self._prepared is not None
+        _, found = self._prepared
+        self._prepared = None
         self.level, self.stamp_ns, self.index = found.level, found.stamp_ns, found.index
         self.keys.become(found.keys)
         self.leases.become(found.leases)
@@ -215,6 +225,20 @@ class StoreMachine:
         self.checkpoints.clear()
         for listener in self._listeners:
             listener.on_restored()
+
+    def prepare(self, data: bytes) -> Generator[None, None, None]:
+        """Do what `restore` takes long for, in pieces and without changing the state; it then takes over what was made of these very bytes.
+
+        Raises:
+            BadRecord: As `restore`.
+        """
+        self._prepared = None
+        image = yield from unpack_in_pieces(data)
+        found = StoreMachine(self.limits)
+        yield from found._load(image)
+        if found.digest() != image.digest:
+            raise image.misfit(image.digest, found.digest())
+        self._prepared = data, found
 
     def entries(self, prefix: str) -> list[Entry]:
         """Return all entries under keys that begin so, in order."""
@@ -225,17 +249,19 @@ class StoreMachine:
         """Return the digest noted at an index, "" if there is none."""
         return next((point.digest for point in self.checkpoints if point.place == index), "")
 
-    def _load(self, image: Image) -> None:
+    def _load(self, image: Image) -> Iterator[None]:
         self.level = image.level
         self.stamp_ns = image.stamp_ns
         self.index = image.index
         self.keys.revision = image.revision
         self.keys.compacted = image.compacted
-        self.keys.load(image.entries, image.history, image.marks)
+        yield from self.keys.load(image.entries, image.history, image.marks)
         self.leases.load(image.n_granted, image.leases)
+        yield
         for entry in image.entries:
             if entry.lease:
                 self.leases.attach(entry.key, old=0, new=entry.lease)
+        yield
         self.sessions.load(image.n_opened, image.sessions)
 
     # --- commands -----------------------------------------------------------------------------------------------------
@@ -389,6 +415,10 @@ class StoreMachine:
     def _checkpoint(self, _op: m.Checkpoint) -> int:
         self.checkpoints.append(Checkpoint(self.index, self.digest()))
         return self.index
+
+
+def _digest_of(folded: int, other_parts: Sequence[object]) -> str:
+    return blake2b(",".join(map(str, (folded, *other_parts))).encode(), digest_size=16).hexdigest()
 
 
 def refused(code: str, message: str, hint: str = "") -> bytes:

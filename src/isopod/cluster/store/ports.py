@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 
-from isopod.cluster.raft.ports import NodeId, RaftEvent, RaftStatus
+from isopod.cluster.raft.ports import NodeId, RaftEvent, RaftStatus, Waiter
 from isopod.wire.service import Method
 
 Q = TypeVar("Q")
@@ -12,6 +12,12 @@ R = TypeVar("R")
 
 class Raft(Protocol):
     """The log; `isopod.cluster.raft.RaftNode` is one."""
+
+    def propose_nowait(self, command: bytes, waiter: Waiter, *, timeout_s: float) -> None:
+        """Do as `propose`, but tell the waiter; what is known at once is raised at once."""
+
+    def read_barrier_nowait(self, waiter: Waiter, *, timeout_s: float) -> None:
+        """Do as `read_barrier`, but tell the waiter, in the moment in which the machine may be read."""
 
     def propose(self, command: bytes, *, timeout_s: float) -> Awaitable[Any]:
         """Have a command applied; return the machine's result.

@@ -28,6 +28,7 @@ from isopod.cluster.store.machine import StoreMachine, page_bytes
 from isopod.cluster.store.meters import StoreMeters
 from isopod.cluster.store.monitor import compare
 from isopod.cluster.store.ports import Peers, Raft
+from isopod.net.rpc import Later
 from isopod.runtime.logger import Logger
 from isopod.runtime.metrics import Registry
 from isopod.runtime.waiters import Waiters
@@ -105,6 +106,7 @@ class Replica(StoreOperations):
         self._sender = Sender(self._send_own, world.random.stream("store.replica").random, settings=settings.sender)
         self._unsubscribe = raft.subscribe(self._on_event)
         self._checking: asyncio.Task[None] | None = None
+        self._going_on: dict[_Applying, asyncio.Task[None]] = {}
         self._is_closed = False
         if status.leader == self.node_id:
             self._lessor.lead(is_leading=True)
@@ -134,6 +136,10 @@ class Replica(StoreOperations):
         if self._checking is not None:
             self._checking.cancel()
             await asyncio.gather(self._checking, return_exceptions=True)
+        going_on = list(self._going_on.values())
+        for task in going_on:
+            task.cancel()
+        await asyncio.gather(*going_on, return_exceptions=True)
         self._hub.close(Disconnected("the store", "this node is shutting down", "watch on another node"))
         await self._lessor.close()
         await self._sender.close()
@@ -145,7 +151,7 @@ class Replica(StoreOperations):
         """Have one operation done through the log, once, whoever leads; return what waits for its result."""
         return self._sender.submit(op, min(timeout_s, PROPOSAL_S_MAX))
 
-    async def apply(self, command: bytes, *, timeout_s: float, n_hops: int = 0) -> KvApplied:
+    def apply(self, command: bytes, *, timeout_s: float, n_hops: int = 0) -> Awaitable[KvApplied]:
         """Have a packed command applied.
 
         Args:
@@ -163,6 +169,18 @@ class Replica(StoreOperations):
             IsopodError: What the leader raised.
         """
         timeout_s = min(timeout_s, PROPOSAL_S_MAX)
+        if self._leader == self.node_id:
+            applying = _Applying(self, command, self._loop.time() + timeout_s, n_hops)
+            try:
+                self._raft.propose_nowait(command, applying, timeout_s=timeout_s)
+            except NotLeader:
+                pass
+            else:
+                return applying.later
+        return self._apply_anywhere(command, timeout_s, n_hops)
+
+    async def _apply_anywhere(self, command: bytes, timeout_s: float, n_hops: int) -> KvApplied:
+        """Apply here, or hand on to whoever leads by then."""
         expires_at = self._loop.time() + timeout_s
         left_s = timeout_s
         while True:
@@ -182,6 +200,23 @@ class Replica(StoreOperations):
                     self._meters.forward_failures.inc()
                     refusal = error if isinstance(error, NotLeader) else refusal
             left_s = await self._wait_leader(expires_at, refusal)
+
+    def go_on(self, applying: "_Applying") -> None:
+        """This node ceased to lead before the command was begun: try again, wherever that leads. For `_Applying`."""
+
+        async def go_on() -> None:
+            try:
+                left_s = max(0.001, applying.expires_at - self._loop.time())
+                applying.later.set_result(await self._apply_anywhere(applying.command, left_s, applying.n_hops))
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - whatever it is, the caller's
+                applying.later.set_exception(error)
+            finally:
+                del self._going_on[applying]
+
+        if self._is_closed:
+            applying.later.set_exception(NotLeader(self.node_id, 0))
+        else:
+            self._going_on[applying] = self._loop.create_task(go_on(), name="store command handed on")
 
     async def _hand_on(self, leader: int, command: bytes, timeout_s: float, n_hops: int) -> KvApplied:
         assert self._peers is not None
@@ -228,17 +263,32 @@ class Replica(StoreOperations):
         self, op: Get | Range, *, consistency: Consistency = "linearizable", max_age_s: float = 1.0, timeout_s: float = TIMEOUT_S
     ) -> Found:
         """Read; see `StoreOperations.read`."""
-        age_s, is_cached = await self._make_sure(consistency, max_age_s, timeout_s)
+        sure = self._look(consistency, max_age_s)
+        if sure is None:
+            await self.barrier(timeout_s)
+        age_s, is_cached = sure or (0.0, False)
         return Found(self._page(op, m.ANSWER_BYTES_MAX), self.machine.revision, age_s, is_cached)
 
-    async def read_many(self, request: KvRead, *, timeout_s: float) -> KvPages:
-        """Answer several reads from one revision.
+    def read_many(self, request: KvRead, *, timeout_s: float) -> KvPages | Later:
+        """Answer several reads from one revision, at once or when it is sure that this node is not behind.
 
         Raises:
             Exhausted: They are more than one answer holds.
             IsopodError: It could not be made sure in time that this node is not behind.
         """
-        age_s, _ = await self._make_sure(request.consistency, request.max_age_s, timeout_s)
+        sure = self._look(request.consistency, request.max_age_s)
+        if sure is not None:
+            return self.pages(request, sure[0])
+        reading = _Reading(self, request, self._loop.time())
+        self._raft.read_barrier_nowait(reading, timeout_s=min(timeout_s, PROPOSAL_S_MAX))
+        return reading.later
+
+    def pages(self, request: KvRead, age_s: float | None) -> KvPages:
+        """Answer several reads from what is here now.
+
+        Raises:
+            Exhausted: They are more than one answer holds.
+        """
         entries = self.machine.keys.entries
         left = m.ANSWER_BYTES_MAX
         pages: list[Page] = []
@@ -270,8 +320,8 @@ class Replica(StoreOperations):
         entry = keys.entries.get(op.key)
         return _NOTHING if entry is None else Page((entry,))
 
-    async def _make_sure(self, consistency: Consistency, max_age_s: float, timeout_s: float) -> tuple[float | None, bool]:
-        """Make sure that this node is as new as a reader wants it; return the age of its state, and whether nobody had to be asked."""
+    def _look(self, consistency: Consistency, max_age_s: float) -> tuple[float | None, bool] | None:
+        """Return the age of this node's state, and whether it spared asking somebody; None if its reader wants it made sure of first."""
         if consistency == "stale":
             self._meters.stale_reads.inc()
             return self.age_s(), False
@@ -283,8 +333,7 @@ class Replica(StoreOperations):
             self._meters.cache_misses.inc()
         else:
             self._meters.linearizable_reads.inc()
-        await self.barrier(timeout_s)
-        return 0.0, False
+        return None
 
     async def barrier(self, timeout_s: float = TIMEOUT_S) -> None:
         """Wait until everything that was acknowledged before this call is applied here.
@@ -294,6 +343,10 @@ class Replica(StoreOperations):
         """
         began_s = self._loop.time()
         await self._raft.read_barrier(timeout_s=min(timeout_s, PROPOSAL_S_MAX))
+        self.note_proof(began_s)
+
+    def note_proof(self, began_s: float) -> None:
+        """It was made sure that this node holds all that was acknowledged before that time of the loop."""
         if self._proven_s is None or began_s > self._proven_s:
             self._proven_s = began_s
 
@@ -422,6 +475,69 @@ class Replica(StoreOperations):
             if event.is_self or was_leading:
                 self._lessor.lead(is_leading=event.is_self)
             self._leader_changed.wake()
+
+
+class _Applying:
+    """Waits for the result of a command that was proposed here.
+
+    Args:
+        replica: Which goes on with it if this node ceases to lead first.
+        command: It.
+        expires_at: The loop's time.
+        n_hops: How often it was handed on.
+    """
+
+    __slots__ = ("_replica", "command", "expires_at", "later", "n_hops")
+
+    def __init__(self, replica: Replica, command: bytes, expires_at: float, n_hops: int) -> None:
+        self._replica = replica
+        self.command = command
+        self.expires_at = expires_at
+        self.n_hops = n_hops
+        self.later = Later()
+
+    def done(self) -> bool:
+        return self.later.done()
+
+    def set_result(self, outcome: bytes) -> None:
+        self.later.set_result(KvApplied(outcome=outcome))
+
+    def set_exception(self, error: BaseException) -> None:
+        if isinstance(error, NotLeader) and self.n_hops < HOPS_MAX:
+            self._replica.go_on(self)
+        else:
+            self.later.set_exception(error)
+
+
+class _Reading:
+    """Waits until this node may be read.
+
+    Args:
+        replica: It.
+        request: What is read.
+        began_s: The loop's time.
+    """
+
+    __slots__ = ("_began_s", "_replica", "_request", "later")
+
+    def __init__(self, replica: Replica, request: KvRead, began_s: float) -> None:
+        self._replica = replica
+        self._request = request
+        self._began_s = began_s
+        self.later = Later()
+
+    def done(self) -> bool:
+        return self.later.done()
+
+    def set_result(self, _applied: int) -> None:
+        self._replica.note_proof(self._began_s)
+        try:
+            self.later.set_result(self._replica.pages(self._request, 0.0))
+        except Exception as error:  # noqa: BLE001 - the caller's, and not the log's, which called this
+            self.later.set_exception(error)
+
+    def set_exception(self, error: BaseException) -> None:
+        self.later.set_exception(error)
 
 
 _NOTHING: Final = Page()

@@ -10,7 +10,7 @@ from isopod.api.store import messages as m
 from isopod.api.store import methods
 from isopod.api.store.sender import check_client_command, error_of, pack_ops
 from isopod.cluster.store.replica import PROPOSAL_S_MAX, Replica, in_parts
-from isopod.net.rpc.call import AnyHandler, AnyMethod, Call
+from isopod.net.rpc.call import AnyHandler, AnyMethod, Call, Later
 from isopod.world.errors import ProtocolViolation, RefusedError
 
 ANSWER_S: Final = 10.0
@@ -57,7 +57,7 @@ class StoreService:
             check_unreserved(command.ops, self._reserved)
         return self._replica.apply(request.command, timeout_s=_left_s(call), n_hops=max(0, request.n_hops))
 
-    def read(self, call: Call[Any, Any], request: m.KvRead) -> Awaitable[m.KvPages]:
+    def read(self, call: Call[Any, Any], request: m.KvRead) -> m.KvPages | Later:
         """Read."""
         return self._replica.read_many(request, timeout_s=_left_s(call))
 

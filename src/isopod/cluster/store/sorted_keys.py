@@ -6,6 +6,7 @@ prefix is found in two binary searches. Not thread-safe, not for keys that are n
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Final
 
 BLOCK: Final = 512
@@ -55,6 +56,11 @@ class SortedKeys:
             if index == len(blocks):
                 return
             block, place = blocks[index], 0
+
+    def all(self) -> list[str]:
+        """Return all keys, as they are now."""
+        self._settle()
+        return list(chain.from_iterable(self._blocks))
 
     def _settle(self) -> None:
         """Put what was noted in its place."""
