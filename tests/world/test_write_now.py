@@ -12,39 +12,52 @@ def is_quick(pace: Pace) -> bool:
     return pace.is_quick
 
 
-def quick_after(pace: Pace) -> int:
-    """Return after how many quick writes off the loop a file is trusted."""
+def quick_after(pace: Pace, took_ns: int = QUICK_NS // 2) -> int:
+    """Return after how many writes off the loop a file is trusted."""
     for number in range(1, QUICK_WRITES_MAX + 2):
         assert not is_quick(pace)
-        pace.note(QUICK_NS)
+        pace.note(took_ns)
         if is_quick(pace):
             return number
     raise AssertionError("never")
 
 
-def test_a_file_is_trusted_after_some_quick_writes_in_a_row() -> None:
+def test_a_file_is_trusted_after_some_quick_writes() -> None:
     pace = Pace()
-    for _ in range(QUICK_WRITES - 1):
-        pace.note(QUICK_NS)
-    pace.note(QUICK_NS + 1)
-    assert quick_after(pace) == QUICK_WRITES, "none of those counts any more"
-    pace.note_now(QUICK_NS)
-    pace.note_now(QUICK_NS + 1)
-    assert quick_after(pace) == QUICK_WRITES, "one slow one is enough"
+    assert quick_after(pace) == QUICK_WRITES
+    pace.note_now(2 * QUICK_NS)
+    assert is_quick(pace), "one that is slower does not change the mean"
+    for _ in range(20):
+        pace.note_now(2 * QUICK_NS)
+    assert not is_quick(pace)
+    assert quick_after(pace, 0) == QUICK_WRITES
+    slow = Pace()
+    for _ in range(10_000):
+        slow.note(QUICK_NS + QUICK_NS // 10)
+    assert not is_quick(slow)
 
 
-def test_a_disk_that_stalls_is_trusted_later_each_time() -> None:
+def test_a_stall_ends_it_at_once_and_the_disk_is_trusted_later_each_time() -> None:
     pace = Pace()
     found: list[int] = []
     for _ in range(6):
-        found.append(quick_after(pace))
-        pace.note_now(STALL_NS + 1)
+        found.append(quick_after(pace, 0))
+        pace.note_now(STALL_NS)
     assert found == [QUICK_WRITES, QUICK_WRITES * 4, QUICK_WRITES * 16, QUICK_WRITES * 64, QUICK_WRITES_MAX, QUICK_WRITES_MAX]
-    quick_after(pace)
+    pace.note(STALL_NS)
+    quick_after(pace, 0)
     for _ in range(GOOD_WRITES):
-        pace.note_now(QUICK_NS)
-    pace.note_now(QUICK_NS + 1)
-    assert quick_after(pace) == QUICK_WRITES, "long ago"
+        pace.note_now(0)
+    pace.note_now(STALL_NS)
+    assert quick_after(pace, 0) == QUICK_WRITES * 4, "long ago"
+
+
+def test_a_stall_off_the_loop_starts_the_count_anew() -> None:
+    pace = Pace()
+    for _ in range(QUICK_WRITES - 1):
+        pace.note(0)
+    pace.note(STALL_NS)
+    assert quick_after(pace, 0) >= QUICK_WRITES
 
 
 async def test_what_was_written_now_is_there(world: World, folder: str) -> None:

@@ -20,14 +20,15 @@ BOUNCE_BYTES: Final = 1 << 20
 NOW_BYTES_MAX: Final = 64 << 10
 """What may be written durably in the loop's thread at once."""
 QUICK_NS: Final = 400_000
-"""A durable write is quick that takes no longer, off the loop or on it."""
+"""Durable writes are quick that take no longer in the mean, off the loop or on it; other processes' turns count too."""
 STALL_NS: Final = 5_000_000
+MEAN_WRITES: Final = 8
 QUICK_WRITES: Final = 16
-"""So many quick ones in a row off the loop, and the next is made on it."""
+"""So many off the loop without a stall, quick in the mean, and the next is made on it."""
 QUICK_WRITES_MAX: Final = 4096
 """As many after the disk stalled again and again."""
 GOOD_WRITES: Final = 1024
-"""So many quick ones on the loop, and stalls are forgotten."""
+"""So many on the loop, and stalls are forgotten."""
 _OPEN: Final = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 """O_NONBLOCK: a pipe that somebody put in the file's place is refused, and not waited for."""
 
@@ -67,34 +68,34 @@ class Pace:
     processor time, and two turns of the loop. A disk that stalled once has to be quick for longer each time before it is trusted again.
     """
 
-    __slots__ = ("_n_quick", "_n_wanted", "is_quick")
+    __slots__ = ("_mean_ns", "_n_seen", "_n_wanted", "is_quick")
 
     def __init__(self) -> None:
         self.is_quick = False
-        self._n_quick = 0
+        self._mean_ns = 2.0 * QUICK_NS
+        self._n_seen = 0
         self._n_wanted = QUICK_WRITES
 
     def note(self, took_ns: int) -> None:
         """A write off the loop took so long, the way there and back included."""
-        if took_ns > QUICK_NS:
-            self._n_quick = 0
-            return
-        self._n_quick += 1
-        if self._n_quick >= self._n_wanted:
+        self._mean_ns += (min(took_ns, STALL_NS) - self._mean_ns) / MEAN_WRITES
+        self._n_seen = self._n_seen + 1 if took_ns < STALL_NS else 0
+        if self._n_seen >= self._n_wanted and self._mean_ns <= QUICK_NS:
             self.is_quick = True
-            self._n_quick = 0
+            self._n_seen = 0
 
     def note_now(self, took_ns: int) -> None:
         """A write in the loop's thread took so long."""
-        if took_ns <= QUICK_NS:
-            self._n_quick += 1
-            if self._n_quick >= GOOD_WRITES:
-                self._n_quick, self._n_wanted = 0, QUICK_WRITES
+        self._mean_ns += (min(took_ns, STALL_NS) - self._mean_ns) / MEAN_WRITES
+        self._n_seen += 1
+        if took_ns >= STALL_NS:
+            self._n_wanted = min(self._n_wanted * 4, QUICK_WRITES_MAX)
+        elif self._mean_ns <= QUICK_NS:
+            if self._n_seen >= GOOD_WRITES:
+                self._n_seen, self._n_wanted = 0, QUICK_WRITES
             return
         self.is_quick = False
-        self._n_quick = 0
-        if took_ns > STALL_NS:
-            self._n_wanted = min(self._n_wanted * 4, QUICK_WRITES_MAX)
+        self._n_seen = 0
 
 
 class HostDataFile:
