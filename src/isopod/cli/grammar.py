@@ -117,7 +117,7 @@ NETWORK_COMMANDS: Final = (
 )
 
 _CLUSTER_NODE_OPTIONS: Final = (
-    Option("--id", "this node's id, unique in its cluster", "N", default="1"),
+    Option("--id", "this node's id in its cluster, never used twice", "N", default="1"),
     Option("--bind", "where other nodes reach this one; makes it a node of a cluster", "HOST:PORT", default="none: in no cluster"),
     Option("--advertise", "the same as the others see it, if that differs", "HOST:PORT", default="what --bind says"),
     Option("--data-dir", "the cluster's state; without --root the engine's data lies there too", "FOLDER", default="{root}/cluster"),

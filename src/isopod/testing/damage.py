@@ -6,7 +6,7 @@ disk that loses the very last write without a trace is what nobody promises to s
 disk is replaced before the node starts again.
 
 The operator does what the manual says. `isopod journal repair`, if it says that nothing is lost; else the node is taken out on another
-member, its folder is set aside, and it joins anew under its old id, as a learner first.
+member, its folder is set aside, and it joins anew under another id, as a learner first.
 """
 
 import asyncio
@@ -30,6 +30,7 @@ HIT_S: Final = 1.0
 SEAL_S: Final = 60.0
 SEALING_WRITES: Final = 3
 """Later writes that must be durable until a missing one shows."""
+NEXT_ID: Final = 100
 LEAVE_S: Final = 5.0
 RETRY_S: Final = 0.3
 
@@ -197,8 +198,8 @@ class Damage:
             rig.watch.invariants.on_wiped(node.id)
             rig.watch.coverage.count("event", "node replaced")
             rig.watch.note(f"node {node.id}: its folder is set aside, it joins anew")
-            # Under its old id, which is the harder case: what it is shown first may say that this id votes.
-            node.config = node.config._replace(peers=(), join=rig.addresses(but=node), token="")
+            node.id += NEXT_ID  # no id is used twice: a log from the beginning on would tell it that it votes
+            node.config = node.config._replace(node_id=node.id, peers=(), join=rig.addresses(but=node), token="")
         node.wounds.clear()
         node.excuses.pop("damage", None)
         node.is_in_repair = False

@@ -64,7 +64,7 @@ class ClusterConfig(NamedTuple):
 
     Args:
         data_dir: Its folder, absolute; nobody else's.
-        node_id: Its id, from 1 on, unique in its cluster.
+        node_id: Its id, from 1 on, never used twice in a cluster.
         bind: "HOST:PORT" to listen on; port 0 takes a free one.
         advertise: "HOST:PORT" that the others are told; "" for what it is bound to.
         peers: The other nodes that were named, and perhaps itself.

@@ -14,7 +14,7 @@ from isopod.world.errors import IsopodError
 from isopod.world.network import Address, PeerIdentity
 
 NodeId = int
-"""Of a voter or learner: 1 or more, unique in its cluster; again only for a node whose former self was taken out."""
+"""Of a voter or learner: 1 or more, never used twice in the life of a cluster."""
 NO_NODE: NodeId = 0
 
 

@@ -24,7 +24,7 @@ class ClusterRow(NamedTuple):
 
 
 CLUSTER_SETTINGS: Final = (
-    ClusterRow("node_id", "--id", "a whole number from 1 on", "this node's id, unique in its cluster"),
+    ClusterRow("node_id", "--id", "a whole number from 1 on", "this node's id in its cluster, never used twice"),
     ClusterRow("bind", "--bind", "HOST:PORT", "where other nodes reach this one; makes it a node of a cluster"),
     ClusterRow("advertise", "--advertise", "HOST:PORT", "the same as the others see it, if that differs"),
     ClusterRow("data_dir", "--data-dir", "an absolute path", "the cluster's state; without --root the engine's data lies there too"),
