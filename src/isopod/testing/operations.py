@@ -8,7 +8,7 @@ from typing import Final
 
 from isopod.testing.rig import PORT, Rig, RigNode
 from isopod.testing.waiting import ConditionNotMet, wait_for_condition_with_backoff
-from isopod.world.errors import IsopodError
+from isopod.world.errors import IsopodError, NotFound, RefusedError, WrongState
 
 NODES_ADDED_MAX: Final = 4
 VOTERS_LEFT_MIN: Final = 3
@@ -86,10 +86,15 @@ class Operations:
         is_whole = not any(each.wounds or each.is_in_repair or each.stray_from is not None for each in rig.nodes)
         if len(staying) < VOTERS_LEFT_MIN or not known or not is_whole:
             raise ConditionNotMet("too few would stay, or none that clients know")
-        asked = staying[0]
-        assert asked.node is not None
+        asked = next((each for each in staying if each.is_member and each.is_running), None)
+        if asked is None or asked.node is None:
+            raise ConditionNotMet("nobody is there to be asked")
         node.is_leaving = True
-        await asked.inside(asked.node.members.leave(node.id, timeout_s=TIMEOUT_S))
+        try:
+            await asked.inside(asked.node.members.leave(node.id, timeout_s=TIMEOUT_S))
+        except (NotFound, RefusedError, WrongState):
+            node.is_leaving = False  # nothing was begun
+            raise
         node.is_gone = True
         rig.watch.note(f"node {node.id} has left")
         node.kill()

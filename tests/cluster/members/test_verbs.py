@@ -4,8 +4,9 @@ import asyncio
 
 import pytest
 
+from isopod.api import cluster as c
 from isopod.cluster.members import events as e
-from isopod.world.errors import AlreadyExists, IdentityConflict, InvalidArgument, NotFound, RefusedError, WrongState
+from isopod.world.errors import AlreadyExists, IdentityConflict, InvalidArgument, NotFound, NotStarted, RefusedError, WrongState
 from isopod.world.world import World
 from tests.cluster.members.rig import TOKEN, rig_of, until
 
@@ -191,3 +192,13 @@ async def test_how_many_vote_is_changed_while_it_runs(world: World, folder: str)
         with pytest.raises(InvalidArgument, match="1, 3, 5 or 7"):
             await leader.members.set_voters_max(4)
         await leader.store.put("color", b"red")
+
+
+@pytest.mark.row("B18")
+async def test_who_does_not_know_the_leaders_address_says_so_and_not_that_the_node_is_none(world: World, folder: str) -> None:
+    """A member that is behind may hear a leader that joined while it was away: it cannot pass on yet."""
+    async with rig_of(world, folder) as rig:
+        node = await rig.found()
+        with pytest.raises(NotStarted, match="does not know its address yet") as caught:
+            await node.links.call(77, c.STATUS, c.StatusRequest(), timeout_s=5.0)
+        assert caught.value.retryable and caught.value.hint

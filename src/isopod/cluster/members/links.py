@@ -14,7 +14,7 @@ from isopod.cluster.members.config import format_address
 from isopod.cluster.members.credentials import Credentials
 from isopod.net.rpc import Client, ReconnectingClient, RetryPolicy, RpcLimits, connect
 from isopod.wire.service import Method
-from isopod.world.errors import DeadlineExceeded, HandshakeFailed, IsopodError, NotFound, NotStarted
+from isopod.world.errors import DeadlineExceeded, HandshakeFailed, IsopodError, NotStarted
 from isopod.world.network import Address, ClientTls, TcpAddress
 from isopod.world.world import World
 
@@ -51,7 +51,7 @@ class Links:
         """Call a method of a node. What is not idempotent is tried once.
 
         Raises:
-            NotFound: Nobody knows where it is.
+            NotStarted: This node does not know where it is.
             HandshakeFailed: Who answers there is not that node, or a certificate is out of date.
             IsopodError: What it answered, or that it did not.
         """
@@ -70,11 +70,11 @@ class Links:
         """Return the client that leads to a node. It is this object's: nobody else closes it.
 
         Raises:
-            NotFound: Nobody knows where the node is.
+            NotStarted: This node does not know where the node is.
         """
         address = self._book.address(node_id)
         if address is None:
-            raise NotFound("node", str(node_id), "see: isopod cluster members")
+            raise NotStarted(f"node {node_id}", "this node does not know its address yet", "try again, or ask another member")
         found = self._clients.get(node_id)
         if found is not None and found[0] == address:
             return found[1]
