@@ -8,7 +8,7 @@ from typing import Final
 
 from isopod.testing.rig import PORT, Rig, RigNode
 from isopod.testing.waiting import ConditionNotMet, wait_for_condition_with_backoff
-from isopod.world.errors import IsopodError, NotFound, RefusedError, WrongState
+from isopod.world.errors import IsopodError, RefusedError
 
 NODES_ADDED_MAX: Final = 4
 VOTERS_LEFT_MIN: Final = 3
@@ -92,7 +92,7 @@ class Operations:
         node.is_leaving = True
         try:
             await asked.inside(asked.node.members.leave(node.id, timeout_s=TIMEOUT_S))
-        except (NotFound, RefusedError, WrongState):
+        except RefusedError:
             node.is_leaving = False  # nothing was begun
             raise
         node.is_gone = True
