@@ -8,7 +8,7 @@ from typing import Final
 
 from isopod.testing.rig import PORT, Rig, RigNode
 from isopod.testing.waiting import ConditionNotMet, wait_for_condition_with_backoff
-from isopod.world.errors import IsopodError, RefusedError
+from isopod.world.errors import IsopodError, NotFound
 
 NODES_ADDED_MAX: Final = 4
 VOTERS_LEFT_MIN: Final = 3
@@ -92,8 +92,8 @@ class Operations:
         node.is_leaving = True
         try:
             await asked.inside(asked.node.members.leave(node.id, timeout_s=TIMEOUT_S))
-        except RefusedError:
-            node.is_leaving = False  # nothing was begun
+        except NotFound:
+            node.is_leaving = False  # it was about to join
             raise
         node.is_gone = True
         rig.watch.note(f"node {node.id} has left")
