@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from isopod.api.messages import Container, Endpoint, Mount, Resources
-from isopod.engine.bundle import BundlePaths, Isolation, build_config, build_resources
+from isopod.engine.bundle import BundlePaths, Confinement, build_config, build_resources
 from isopod.engine.users import ResolvedUser
 from isopod.world.kernel import CgroupFacts
 
@@ -30,7 +30,7 @@ RECORD = Container(
 
 def config(user: ResolvedUser = ROOT, namespace: str | None = "/ns", **changes: Any) -> Any:
     record = msgspec.structs.replace(RECORD, **changes)
-    return build_config(record, PATHS, user, Isolation(namespace, "/isopod/x", {"defaultAction": "SCMP_ACT_ERRNO"}, CGROUPS))
+    return build_config(record, PATHS, user, Confinement(namespace, "/isopod/x", {"defaultAction": "SCMP_ACT_ERRNO"}, CGROUPS))
 
 
 def test_every_container_is_confined() -> None:

@@ -8,7 +8,9 @@ from typing import Annotated, Literal
 
 import msgspec
 
-Isolation = Literal["container"]
+Isolation = Literal["container", "vm"]
+VmDriver = Literal["auto", "qemu", "cloud-hypervisor", "firecracker", "microvm-nix", "systemd"]
+VmMachine = Literal["microvm", "q35"]
 Health = Literal["none", "starting", "healthy", "unhealthy"]
 Status = Literal["created", "starting", "running", "paused", "restarting", "stopping", "exited", "removing", "unknown"]
 MountKind = Literal["bind", "volume", "tmpfs"]
@@ -75,6 +77,33 @@ class HealthCheck(Message, frozen=True, kw_only=True):
     """So long after the start a failure does not count, until the first success."""
 
 
+class VmOptions(Message, frozen=True, kw_only=True):
+    """What to create a virtual machine with; None and "" leave it to the engine, which takes limits of that name if there are any."""
+
+    driver: VmDriver = "auto"
+    machine: VmMachine = "microvm"
+    vcpus: int | None = None
+    memory_bytes: int | None = None
+    disk_bytes: int | None = None
+    """Size of the disk that takes what the guest writes."""
+    config: str = ""
+    """A flake, a microvm.nix module, a runner's folder, or a unit's name, instead of an image."""
+    cold: bool = False
+    """Boot it, even where a booted template could be copied."""
+
+
+class VmSettings(Message, frozen=True, kw_only=True):
+    """What a virtual machine has."""
+
+    driver: VmDriver
+    machine: VmMachine = "microvm"
+    vcpus: int
+    memory_bytes: int
+    disk_bytes: int
+    config: str = ""
+    cold: bool = False
+
+
 class Container(Message, frozen=True, kw_only=True):
     """The record of one container (row R14): what was asked, and what is."""
 
@@ -91,6 +120,8 @@ class Container(Message, frozen=True, kw_only=True):
     env: dict[str, str] = {}
     labels: dict[str, str] = {}
     isolation: Isolation = "container"
+    vm: VmSettings | None = None
+    """What it has, if it is a virtual machine."""
     terminal: bool = False
     stdin_open: bool = False
     auto_remove: bool = False
@@ -107,6 +138,10 @@ class Container(Message, frozen=True, kw_only=True):
     error: str = ""
     """Why it could not start or how it ended unusually; one line."""
     restart_count: int = 0
+    accelerator: str = ""
+    """What runs a virtual machine's processor since its last start: "kvm" or "tcg"."""
+    origin: str = ""
+    """What its last start began with: "cold", "template", or "snapshot NAME"."""
     health: Health = "none"
     """What its health check found; "none" without one."""
     health_check: HealthCheck | None = None
@@ -124,8 +159,12 @@ class ContainerSpec(Message, frozen=True, kw_only=True):
     """What to create. Empty fields fall back to the image's."""
 
     image: str
+    """"" for a virtual machine that is made from its configuration."""
     command: tuple[str, ...] = ()
     name: str = ""
+    isolation: Isolation = "container"
+    vm: VmOptions = VmOptions()
+    """Counts for isolation "vm" only."""
     env: dict[str, str] = {}
     labels: dict[str, str] = {}
     working_dir: str = ""
@@ -170,6 +209,8 @@ class ListContainers(Message, frozen=True, kw_only=True):
     """Running ones, or all; of these what passes every filter that is set."""
 
     all: bool = False
+    isolation: Isolation | None = None
+    """Only those isolated in this way."""
     status: tuple[str, ...] = ()
     """Any of these states (our names or rtain's); implies `all`."""
     labels: tuple[str, ...] = ()
@@ -284,6 +325,81 @@ class CommitContainer(Message, frozen=True, kw_only=True):
 
     name: str
     image: str
+
+
+# --- virtual machines -------------------------------------------------------------------------------------------------
+
+
+class VmSnapshotRequest(Message, frozen=True, kw_only=True):
+    """Write down what a virtual machine is at this moment, or go back to that."""
+
+    name: str
+    snapshot: str = "latest"
+
+
+class VmSnapshot(Message, frozen=True, kw_only=True):
+    """A stored moment of a virtual machine."""
+
+    name: str
+    created_at_ns: int
+    memory_bytes: int
+    """What its memory takes on the disk."""
+    disk_bytes: int
+    """What its disk takes on the disk."""
+
+
+class VmSnapshotList(Message, frozen=True, kw_only=True):
+    """Newest first."""
+
+    snapshots: tuple[VmSnapshot, ...]
+
+
+class ResizeVm(Message, frozen=True, kw_only=True):
+    """Give a virtual machine other memory or processors; None leaves it."""
+
+    name: str
+    vcpus: int | None = None
+    memory_bytes: int | None = None
+
+
+class VmConsole(Message, frozen=True, kw_only=True):
+    """Look at, and type on, a virtual machine's console."""
+
+    name: str
+    tail_bytes: Annotated[int, msgspec.Meta(ge=0, le=65536)] = 16384
+    """So much of what it showed before comes first."""
+    follow: bool = True
+    """Whether to stay until the machine or the client ends."""
+
+
+class VmState(Message, frozen=True, kw_only=True):
+    """What a virtual machine does, asked of itself. Fields are None where nothing runs or it does not say."""
+
+    container: Container
+    machine: str = "shutdown"
+    """What its monitor says: running, paused, shutdown, panicked or unknown."""
+    agent: str | None = None
+    """The version of the guest's agent, None while it has not answered."""
+    guest_kernel: str | None = None
+    silent_s: float | None = None
+    """How long the guest has said nothing."""
+    snapshots: tuple[VmSnapshot, ...] = ()
+    why: str = ""
+    """Why it is not as it should be."""
+
+
+class CopyFrom(Message, frozen=True, kw_only=True):
+    """Stream a file or folder of a container as a tar archive."""
+
+    name: str
+    path: str
+
+
+class CopyTo(Message, frozen=True, kw_only=True):
+    """Unpack a tar archive, which the client streams, in a folder of a container."""
+
+    name: str
+    path: str
 
 
 # --- containers: events and use ---------------------------------------------------------------------------------------

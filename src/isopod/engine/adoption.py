@@ -6,16 +6,16 @@ links, addresses, control groups, runtime state, folders. A start that the old d
 "created" (or "exited") as before, or gone if it was to be removed at its end.
 """
 
+from collections.abc import Mapping
 from typing import Final
 
 from isopod.api.messages import Container, Endpoint
-from isopod.engine.containers import GONE, Containers
+from isopod.engine.containers import GONE, Containers, supervisor_of
+from isopod.engine.isolation import Isolation
 from isopod.engine.layout import Layout
 from isopod.engine.metadata import Loaded, MetadataStore
 from isopod.engine.network.networks import Networks
-from isopod.engine.stage import Stage
 from isopod.engine.states import LIVE
-from isopod.engine.supervisor import Supervisor
 from isopod.runtime.logger import Logger
 from isopod.world.errors import IsopodError
 from isopod.world.ids import is_container_id
@@ -32,8 +32,7 @@ class Adoption:
         world: Where it looks.
         store: What the last daemon knew.
         containers: Told what is true; empty before.
-        stage: Clears away.
-        supervisor: Tells who runs.
+        isolations: Tell who runs, and clear away.
         networks: Told which addresses are in use.
         layout: The engine's folders.
         logger: Told of everything that was not as expected.
@@ -44,9 +43,8 @@ class Adoption:
         world: World,
         store: MetadataStore,
         containers: Containers,
-        stage: Stage,
+        isolations: Mapping[str, Isolation],
         *,
-        supervisor: Supervisor,
         networks: Networks,
         layout: Layout,
         logger: Logger,
@@ -54,8 +52,7 @@ class Adoption:
         self._world = world
         self._store = store
         self._containers = containers
-        self._stage = stage
-        self._supervisor = supervisor
+        self._isolations = isolations
         self._networks = networks
         self._layout = layout
         self._logger = logger
@@ -83,8 +80,8 @@ class Adoption:
         """Whether the container was started and its supervisor lives (only "created" for the runtime is a start that did not finish)."""
         if record.status not in LIVE or record.boot_id != self._world.processes.boot_id():
             return False
-        supervisor = _supervisor_of(record)
-        if supervisor is None or not self._supervisor.is_alive(supervisor):
+        supervisor = supervisor_of(record)
+        if supervisor is None or self._world.processes.identify(supervisor.pid) != supervisor:
             return False
         if record.status != "starting":
             return True
@@ -106,7 +103,7 @@ class Adoption:
             await self._containers.amend(record.id, status="running", started_at_ns=self._world.clock.now_ns())
         if state == "paused" != record.status:
             await self._thaw(record)
-        supervisor = _supervisor_of(record)
+        supervisor = supervisor_of(record)
         if supervisor is not None:
             self._containers.watch(record.id, supervisor)
         self._logger.info("container.adopted", id=record.id, name=record.name, pid=pid)
@@ -114,7 +111,7 @@ class Adoption:
     async def _state(self, record: Container) -> tuple[str, int]:
         """Ask the runtime; one that does not answer keeps neither the container nor the node from going on."""
         try:
-            return await self._supervisor.state(record.id)
+            return await self._isolations[record.isolation].state(record)
         except (IsopodError, OSError) as error:
             self._logger.error("container.state_unknown", id=record.id, name=record.name, why=str(error))
             return "unknown", record.pid or 0
@@ -122,13 +119,13 @@ class Adoption:
     async def _thaw(self, record: Container) -> None:
         """Let a container go on that was frozen for a commit when the daemon died."""
         try:
-            await self._supervisor.resume(record.id, record.name)
+            await self._isolations[record.isolation].resume(record)
         except (IsopodError, OSError) as error:
             self._logger.error("container.resume_failed", id=record.id, name=record.name, why=str(error))
 
     async def _correct(self, record: Container) -> None:
         """Bring a container that does not run in line with what is left of it."""
-        if record.status == "starting" and await self._supervisor.exit_code(record.id) is None:
+        if record.status == "starting" and (await self._isolations[record.isolation].end(record)).exit_code is None:
             await self._undo_start(record)
         elif record.status in LIVE:
             if record.status == "starting":
@@ -144,9 +141,9 @@ class Adoption:
             await self._containers.discard(record.id)
 
     async def _undo_start(self, record: Container) -> None:
-        supervisor = _supervisor_of(record)
+        supervisor = supervisor_of(record)
         if supervisor is not None and record.boot_id == self._world.processes.boot_id():
-            await self._end(supervisor, record.id)
+            await self._end(self._isolations[record.isolation], supervisor, record.id)
         await self._clear(record.id, record.name)
         self._logger.warning("container.start_undone", id=record.id, name=record.name)
         if record.auto_remove:
@@ -169,38 +166,33 @@ class Adoption:
         records = self._containers.list(all_states=True)
         live = [record.id for record in records if record.status in LIVE] + list(loaded.damaged)
         known = [record.id for record in records] + list(loaded.damaged)
-        supervisors = [identity for record in records if (identity := _supervisor_of(record)) is not None]
-        strays = [stray for stray in self._supervisor.strays(supervisors) if stray[0] not in loaded.damaged]
-        for identifier, identity in strays:
-            await self._end(identity, identifier)
-        found = [await self._supervisor.known(), await disk.list(self._layout.bundles), await self._stage.cgroups_present()]
-        suspects = [*(identifier for identifier, _ in strays), *(name for names in found for name in names if is_container_id(name))]
+        supervisors = [identity for record in records if (identity := supervisor_of(record)) is not None]
+        suspects: list[str] = []
+        for isolation in self._isolations.values():
+            strays = [stray for stray in isolation.strays(supervisors) if stray[0] not in loaded.damaged]
+            for identifier, identity in strays:
+                await self._end(isolation, identity, identifier)
+            suspects += [*(identifier for identifier, _ in strays), *await isolation.leftovers()]
         for identifier in dict.fromkeys(name for name in suspects if name not in live):
             await self._clear(identifier, identifier)
-        for identifier in await disk.list(self._layout.supervisor.exits):
-            if is_container_id(identifier) and identifier not in live:
-                await self._supervisor.forget(identifier)
+        for isolation in self._isolations.values():
+            for identifier in await isolation.ends():
+                if identifier not in live:
+                    await isolation.forget(identifier)
         for identifier in await disk.list(self._layout.containers):
             if is_container_id(identifier) and identifier not in known:
                 await disk.remove_tree(self._layout.container(identifier))
 
-    async def _end(self, supervisor: ProcessIdentity, identifier: str) -> None:
-        """End a supervisor first, so that no runtime of its finishes behind the clearing."""
+    async def _end(self, isolation: Isolation, supervisor: ProcessIdentity, identifier: str) -> None:
+        """End a supervisor first, so that nothing it is just doing finishes behind the clearing."""
         try:
-            await self._supervisor.end(supervisor)
+            await isolation.end_supervisor(supervisor)
         except TimeoutError:
             self._logger.error("container.supervisor_stays", id=identifier, pid=supervisor.pid)
 
     async def _clear(self, identifier: str, name: str) -> None:
-        try:
-            await self._world.kernel.kill_cgroup(self._stage.cgroup(identifier))
-            await self._supervisor.delete(identifier, name)
-            await self._stage.clear(identifier)
-        except (IsopodError, OSError) as error:
-            self._logger.error("container.stray_clear_failed", id=identifier, why=str(error))
-
-
-def _supervisor_of(record: Container) -> ProcessIdentity | None:
-    if record.supervisor_pid is None or record.supervisor_started_ticks is None:
-        return None
-    return ProcessIdentity(record.supervisor_pid, record.supervisor_started_ticks)
+        for isolation in self._isolations.values():
+            try:
+                await isolation.clear(identifier, name)
+            except (IsopodError, OSError) as error:
+                self._logger.error("container.stray_clear_failed", id=identifier, why=str(error))

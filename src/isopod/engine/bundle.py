@@ -60,7 +60,7 @@ class BundlePaths(NamedTuple):
     resolv_conf: str
 
 
-class Isolation(NamedTuple):
+class Confinement(NamedTuple):
     """What the kernel shall use."""
 
     network_namespace: str | None
@@ -70,24 +70,24 @@ class Isolation(NamedTuple):
     cgroups: CgroupFacts
 
 
-def build_config(record: Container, paths: BundlePaths, user: ResolvedUser, isolation: Isolation) -> Json:
+def build_config(record: Container, paths: BundlePaths, user: ResolvedUser, confinement: Confinement) -> Json:
     """Return the config.json of a container.
 
     Args:
         record: The container.
         paths: Its bundle.
         user: The user its command runs as, looked up in the image.
-        isolation: Network namespace, cgroup and profile.
+        confinement: Network namespace, cgroup and profile.
     """
     linux: Json = {
-        "namespaces": _namespaces(isolation),
+        "namespaces": _namespaces(confinement),
         "maskedPaths": list(MASKED_PATHS),
         "readonlyPaths": list(READ_ONLY_PATHS),
-        "resources": build_resources(record.resources, isolation.cgroups),
-        "cgroupsPath": isolation.cgroup,
+        "resources": build_resources(record.resources, confinement.cgroups),
+        "cgroupsPath": confinement.cgroup,
     }
-    if isolation.seccomp is not None:
-        linux["seccomp"] = isolation.seccomp
+    if confinement.seccomp is not None:
+        linux["seccomp"] = confinement.seccomp
     return {
         "ociVersion": "1.0.2",
         "process": build_process(
@@ -173,12 +173,12 @@ def _environment(env: Mapping[str, str], user: ResolvedUser, *, terminal: bool, 
     return lines
 
 
-def _namespaces(isolation: Isolation) -> list[Json]:
+def _namespaces(confinement: Confinement) -> list[Json]:
     kinds: list[Json] = [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "cgroup")]
-    if isolation.network_namespace is None:
+    if confinement.network_namespace is None:
         kinds.append({"type": "network"})
-    elif isolation.network_namespace:
-        kinds.append({"type": "network", "path": isolation.network_namespace})
+    elif confinement.network_namespace:
+        kinds.append({"type": "network", "path": confinement.network_namespace})
     return kinds
 
 

@@ -22,13 +22,10 @@ from isopod.engine import operations as ops
 from isopod.engine.containers import Containers, Entry
 from isopod.engine.creation import check_mounts, check_resources, check_sources
 from isopod.engine.metadata import MetadataStore
-from isopod.engine.network.networks import HOST
-from isopod.engine.stage import Stage
+from isopod.engine.network.networks import HOST, Networks
 from isopod.engine.states import LIVE
-from isopod.engine.supervisor import Supervisor
 from isopod.runtime.logger import Logger
 from isopod.world.errors import InvalidArgument, IsopodError, NotFound, WrongState
-from isopod.world.processes import ProcessIdentity
 from isopod.world.world import World
 
 NO_LIMIT: Final = -1
@@ -42,19 +39,15 @@ class Changes:
         world: Where they live.
         store: Where their records are.
         containers: Who they are, and their locks.
-        stage: Their networks.
-        supervisor: Tells the runtime of new limits.
+        networks: Checked before somebody is put on one.
         logger: Told of what could not be undone.
     """
 
-    def __init__(
-        self, world: World, store: MetadataStore, containers: Containers, stage: Stage, *, supervisor: Supervisor, logger: Logger
-    ) -> None:
+    def __init__(self, world: World, store: MetadataStore, containers: Containers, *, networks: Networks, logger: Logger) -> None:
         self._world = world
         self._store = store
         self._containers = containers
-        self._stage = stage
-        self._supervisor = supervisor
+        self._networks = networks
         self._logger = logger
 
     async def update(self, request: UpdateContainer) -> UpdatedContainer:
@@ -103,17 +96,19 @@ class Changes:
             resources = next((change.resources for change in changes if isinstance(change, ops.UpdateResources)), record.resources)
             ops.Draft(self._store).add(changes)  # what would be refused is refused before the kernel is told
             is_live = record.status in ("running", "paused") and resources != record.resources
+            notes: list[str] = []
             try:
                 if is_live:
-                    await self._limit(record, resources)
+                    notes += await self._limit(record, resources)
                 await self._store.commit(*changes)
             except BaseException:
                 if is_live:
                     await self._limit_again(record)
                 raise
             env_changed = any(isinstance(change, ops.UpdateEnvironment) for change in changes)
-            notes = (f"the environment of what runs stays; the new one {LATER}",) if env_changed and record.status in LIVE else ()
-            return UpdatedContainer(container=entry.record, notes=notes)
+            if env_changed and record.status in LIVE:
+                notes.append(f"the environment of what runs stays; the new one {LATER}")
+            return UpdatedContainer(container=entry.record, notes=tuple(notes))
 
     def _operations(self, record: Container, request: UpdateContainer) -> list[ops.Operation]:
         changes: list[ops.Operation] = []
@@ -129,9 +124,8 @@ class Changes:
         changes += [ops.AddMount(record.id, mount) for mount in _checked(request.mounts)]
         return changes
 
-    async def _limit(self, record: Container, resources: Resources) -> None:
-        limits = self._stage.limits(resources)
-        await self._supervisor.update(record.id, record.name, limits)
+    async def _limit(self, record: Container, resources: Resources) -> Sequence[str]:
+        return await self._containers.isolation(record).update(record, resources)
 
     async def _limit_again(self, record: Container) -> None:
         """Give back the limits that are stored, after the kernel took only some of the new ones, or the disk refused them."""
@@ -143,21 +137,20 @@ class Changes:
     async def _connect(self, entry: Entry, network: str) -> UpdatedContainer:
         async with entry.lock:
             record = self._present(entry)
-            self._stage.check_network(network)
+            self._networks.check(network)
             if network == ops.NO_NETWORK:
                 raise InvalidArgument("network", network, "it is the absence of one", f"isopod network disconnect NET {record.name}")
             wanted = ops.AttachNetwork(record.id, Endpoint(network=network))
             ops.check(wanted, self._store)  # what would be refused is refused before there is a link
-            process = _process_of(record)
-            if process is None or network == HOST:
+            if not _runs(record) or network == HOST:
                 await self._store.commit(wanted)
                 notes = (f"the connection {LATER}",) if record.status in LIVE else ()
                 return UpdatedContainer(container=entry.record, notes=notes)
-            endpoint = await self._stage.connect(record, network, process)
+            endpoint = await self._containers.isolation(record).connect(record, network)
             try:
                 await self._store.commit(msgspec.structs.replace(wanted, network=endpoint))
             except BaseException:
-                await self._stage.disconnect(record)
+                await self._containers.isolation(record).disconnect(record)
                 raise
             return UpdatedContainer(container=entry.record)
 
@@ -172,7 +165,7 @@ class Changes:
                 )
             await self._store.commit(ops.DetachNetwork(record.id))
             if record.network.ip_address is not None:
-                await self._stage.disconnect(record)  # if the kernel refuses, the container's end clears it away
+                await self._containers.isolation(record).disconnect(record)  # if the kernel refuses, the container's end clears it away
             return UpdatedContainer(container=entry.record)
 
     def _present(self, entry: Entry) -> Container:
@@ -181,11 +174,8 @@ class Changes:
         return entry.record
 
 
-def _process_of(record: Container) -> ProcessIdentity | None:
-    """Return the first process of one that runs."""
-    if record.status not in ("running", "paused") or record.pid is None or record.pid_started_ticks is None:
-        return None
-    return ProcessIdentity(record.pid, record.pid_started_ticks)
+def _runs(record: Container) -> bool:
+    return record.status in ("running", "paused") and record.pid is not None and record.pid_started_ticks is not None
 
 
 def _new_limits(now: Resources, request: UpdateContainer) -> Resources:

@@ -4,13 +4,13 @@ Records live in the `MetadataStore`; what a container is just doing is noted the
 holds that lock, and no lock is held while waiting for a container to end. What changes a container runs in a task of the engine's own,
 so that a client that goes away in the middle leaves no half of it. A container's end is learned in one way only: its supervisor is gone.
 
-Not here: what can be changed of a container that exists (`changes`), how a process is started (`supervisor`), what surrounds it
-(`stage`), what a restarted daemon makes of what it finds (`adoption`).
+Not here: what can be changed of a container that exists (`changes`), how one is started and kept apart (`isolation`; a virtual machine is
+a container here like any other), what a restarted daemon makes of what it finds (`adoption`).
 """
 
 import asyncio
-import errno
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -18,14 +18,13 @@ import msgspec
 
 from isopod.api.messages import CommitContainer, Container, ContainerSpec, Endpoint, ExecContainer, Image, Started
 from isopod.engine import creation
-from isopod.engine.bundle import build_process
 from isopod.engine.images.store import ImageStore
+from isopod.engine.isolation import Attached, Command, Isolation
 from isopod.engine.layout import Layout
 from isopod.engine.metadata import MetadataStore
+from isopod.engine.network.networks import Networks
 from isopod.engine.operations import Create, Delete, Operation, UpdateState, state_of
-from isopod.engine.stage import Stage
 from isopod.engine.states import LIVE, Event, advance
-from isopod.engine.supervisor import Attached, ExecSession, Launch, Supervisor
 from isopod.engine.terminal import Stdio, converse
 from isopod.runtime.logger import Logger
 from isopod.runtime.metrics import Registry
@@ -38,7 +37,6 @@ from isopod.world.errors import (
     RuntimeFailed,
     UnavailableError,
     WrongState,
-    from_os_error,
 )
 from isopod.world.processes import ProcessIdentity
 from isopod.world.world import World
@@ -50,7 +48,6 @@ Size = tuple[int, int]
 LOST_EXIT_CODE: Final = 255
 KILL_TIMEOUT_S: Final = 10.0
 SETTLE_TIMEOUT_S: Final = 5.0
-SUPERVISOR_GRACE_S: Final = 2.0
 STORE_PAUSE_S: Final = 1.0
 STORE_PAUSE_S_MAX: Final = 30.0
 _SIGKILL: Final = 9
@@ -87,8 +84,8 @@ class Containers:
         world: Where they live.
         store: Where their records are kept.
         images: What they are made of.
-        stage: What surrounds them.
-        supervisor: What starts them.
+        isolations: What keeps them apart, by the record's word for it.
+        networks: Checked when one is created.
         layout: The engine's folders.
         logger: Told of every finished operation.
         metrics: Counts starts and ends.
@@ -99,9 +96,9 @@ class Containers:
         world: World,
         store: MetadataStore,
         images: ImageStore,
-        stage: Stage,
+        isolations: Mapping[str, Isolation],
         *,
-        supervisor: Supervisor,
+        networks: Networks,
         layout: Layout,
         logger: Logger,
         metrics: Registry,
@@ -109,8 +106,8 @@ class Containers:
         self._world = world
         self._store = store
         self._images = images
-        self._stage = stage
-        self._supervisor = supervisor
+        self._isolations = isolations
+        self._networks = networks
         self._layout = layout
         self._logger = logger
         self._entries: dict[str, Entry] = {}
@@ -145,6 +142,10 @@ class Containers:
             InvalidArgument: More than one id begins so.
         """
         return self._find(name)
+
+    def isolation(self, record: Container) -> Isolation:
+        """Return what keeps a container apart."""
+        return self._isolations[record.isolation]
 
     def is_gone(self, entry: Entry) -> bool:
         """Return whether a container was removed while its lock was waited for."""
@@ -228,7 +229,7 @@ class Containers:
             raise InvalidArgument("signal", signum, f"want 1 to {_SIGNAL_MAX}")
         if entry.record.status not in ("running", "stopping", "paused"):
             raise WrongState("container", entry.record.name, entry.record.status, "signal it")
-        self._signal(entry.record, signum)
+        await self.isolation(entry.record).signal(entry.record, signum)
 
     async def remove(self, name: str, *, force: bool) -> None:
         """Remove a container that is not live; with `force` kill it first."""
@@ -244,16 +245,21 @@ class Containers:
         if not request.command or not request.command[0]:
             raise InvalidArgument("command", "", "nothing to run")
         creation.check_command(request.command, request.env, request.working_dir or "/")
-        session, folder = await self._open_session(entry, request)
+        command = await self._open_session(entry, request)
+
+        async def pass_on(signum: int) -> None:
+            if 1 <= signum <= _SIGNAL_MAX:
+                await command.signal(signum)
+
         try:
             await stdio.send(Started(id=entry.record.id, name=entry.record.name))
-            await converse(session.attached, stdio, lambda signum: self._signal_pid(session.pid, signum))
-            return await session.wait()
+            await converse(command.attached, stdio, pass_on)
+            return await command.wait()
         finally:
-            session.close()
-            self._background(self._clear_exec(session, folder), f"watch exec in {entry.record.id}")
+            command.close()
+            self._background(command.clear(), f"watch exec in {entry.record.id}")
 
-    async def probe(self, identifier: str, command: Sequence[str]) -> int | None:
+    async def probe(self, identifier: str, argv: Sequence[str]) -> int | None:
         """Run a command in a running container, what it writes dropped; return its exit code, None if its supervisor died without telling.
 
         Cancelling kills the command.
@@ -265,30 +271,29 @@ class Containers:
         entry = self._entries.get(identifier)
         if entry is None:
             raise NotFound("container", identifier[:12])
-        session, folder = await self._open_session(entry, ExecContainer(name=identifier, command=tuple(command)))
-        process = self._world.processes.identify(session.pid)
+        command = await self._open_session(entry, ExecContainer(name=identifier, command=tuple(argv)))
         has_ended = False
         try:
-            async for _ in session.attached.outputs():
+            async for _ in command.attached.outputs():
                 pass
-            code = await session.wait()
+            code = await command.wait()
             has_ended = True
             return code
         finally:
-            if not has_ended and process is not None:
-                self._world.processes.signal(process, _SIGKILL)
-            session.close()
-            self._background(self._clear_exec(session, folder), f"watch exec in {identifier}")
+            if has_ended:
+                command.close()
+                self._background(command.clear(), f"watch exec in {identifier}")
+            else:
+                self._background(self._end_command(command), f"end exec in {identifier}")
 
-    async def _open_session(self, entry: Entry, request: ExecContainer) -> tuple[ExecSession, str]:
-        """Start a command in a container; return its session and the session's folder. Who is cancelled has withdrawn it."""
+    async def _open_session(self, entry: Entry, request: ExecContainer) -> Command:
+        """Start a command in a container. Who is cancelled has withdrawn it."""
         name = self._world.random.token_hex(8)
-        folder = f"{self._layout.bundle(entry.record.id)}/{name}"
-        starting = self._background(self._exec(entry, request, name, folder), f"exec in {entry.record.id}", logged=False)
+        starting = self._background(self._exec(entry, request, name), f"exec in {entry.record.id}", logged=False)
         try:
-            return await asyncio.shield(starting), folder
+            return await asyncio.shield(starting)
         except asyncio.CancelledError:
-            self._background(self._withdraw_exec(starting, folder), f"withdraw exec in {entry.record.id}")
+            self._background(self._withdraw_exec(starting), f"withdraw exec in {entry.record.id}")
             raise
 
     async def commit(self, request: CommitContainer) -> Image:
@@ -300,13 +305,14 @@ class Containers:
         async with entry.thawed.exclusive(), entry.lock:
             self._check_there(entry)
             record = entry.record
+            folder = self.isolation(record).writable_layer(record)
             base = self._images.resolve(record.image_id)
             config = msgspec.structs.replace(base.config, command=record.command, entrypoint=(), working_dir=record.working_dir)
             if record.status != "running":
-                return await self._images.commit(image, base, self._layout.upper(record.id), config)
+                return await self._images.commit(image, base, folder, config)
             try:
-                await self._supervisor.pause(record.id, record.name)
-                return await self._images.commit(image, base, self._layout.upper(record.id), config)
+                await self.isolation(record).pause(record)
+                return await self._images.commit(image, base, folder, config)
             finally:
                 await self._thaw(record)
 
@@ -323,14 +329,15 @@ class Containers:
             self._check_there(entry)
             record = entry.record
             after = self._next(entry, "pause" if frozen else "resume")
-            do, undo = self._supervisor.pause, self._supervisor.resume
+            isolation = self.isolation(record)
+            do, undo = isolation.pause, isolation.resume
             if not frozen:
                 do, undo = undo, do
-            await do(record.id, record.name)
+            await do(record)
             try:
                 await self._update(entry, status=after)
             except BaseException:
-                await undo(record.id, record.name)  # what is not stored has not happened
+                await undo(record)  # what is not stored has not happened
                 raise
             return entry.record
 
@@ -351,7 +358,7 @@ class Containers:
     async def _thaw(self, record: Container) -> None:
         """Let a container go on after a commit; a failure here must not hide that the image is made."""
         try:
-            await self._supervisor.resume(record.id, record.name)
+            await self.isolation(record).resume(record)
         except IsopodError as error:
             self._logger.error("container.resume_failed", id=record.id, name=record.name, why=str(error))
 
@@ -402,12 +409,13 @@ class Containers:
     # --- steps --------------------------------------------------------------------------------------------------------
 
     async def _create(self, spec: ContainerSpec) -> Container:
-        image = self._images.resolve(spec.image)
-        with self._images.hold(image.id):
-            self._stage.check_network(spec.network)
+        image = creation.image_of(spec, self._images.resolve)
+        with self._images.hold(image.id) if image is not None else nullcontext():
+            self._networks.check(spec.network)
             now_ns = self._world.clock.now_ns()
             identifier = self._world.random.token_hex(32)
             record = creation.first_record(spec, image, identifier=identifier, now_ns=now_ns, boot_id=self._world.processes.boot_id())
+            await self.isolation(record).check(record)
             await creation.check_sources(self._world, record.mounts)
             await self._store.commit(Create(record))
             return self.insert(record).record
@@ -427,12 +435,12 @@ class Containers:
     async def _bring_up(self, entry: Entry, *, attach: bool, size: Size) -> Attached | None:
         started_ns = self._world.clock.monotonic_ns()
         record = entry.record
-        image = self._images.resolve(record.image_id)
-        await self._supervisor.forget(record.id)
-        attachment = await self._stage.set(record, image)
-        record = self._note(entry, network=attachment.endpoint)
-        await self._stage.write_bundle(record, attachment.namespace)
-        launch = await self._launch(record)
+        isolation = self.isolation(record)
+        image = self._images.resolve(record.image_id) if record.image_id else None
+        await isolation.forget(record.id)
+        record = await isolation.prepare(record, image)
+        self._store.note(record)
+        launch = await isolation.launch(record)
         try:
             await self._update(entry, **_supervised(launch.supervisor), boot_id=self._world.processes.boot_id(), **_NOT_RUN)
         except BaseException:
@@ -440,11 +448,11 @@ class Containers:
             raise
         pid = await launch.create()
         identity = self._world.processes.identify(pid)
-        attached = await self._supervisor.attach(record.id) if attach else None
+        attached = await isolation.attach(record) if attach else None
         try:
             if attached is not None and record.terminal and size != (0, 0):
                 await attached.resize(*size)
-            await self._supervisor.start(record.id, record.name)
+            await isolation.begin(entry.record)
             now_ns = self._world.clock.now_ns()
             ticks = identity.started_ticks if identity else None
             await self._update(entry, status=self._next(entry, "started"), pid=pid, pid_started_ticks=ticks, started_at_ns=now_ns)
@@ -457,16 +465,6 @@ class Containers:
         self._start_seconds.observe(duration_ns / 1e9)
         self._logger.info("container.started", id=record.id, name=record.name, duration_us=duration_ns // 1000)
         return attached
-
-    async def _launch(self, record: Container) -> Launch:
-        return await self._supervisor.launch(
-            record.id,
-            record.name,
-            log=self._layout.log(record.id),
-            command=record.command,
-            terminal=record.terminal,
-            stdin=record.stdin_open,
-        )
 
     async def _fail(self, entry: Entry, error: BaseException) -> None:
         """Undo a start that failed."""
@@ -494,7 +492,8 @@ class Containers:
             return record
 
         async def pass_on(signum: int) -> None:
-            self._signal(record, signum)
+            if 1 <= signum <= _SIGNAL_MAX:
+                await self.isolation(record).signal(record, signum)
 
         try:
             await stdio.send(Started(id=record.id, name=record.name))
@@ -504,53 +503,25 @@ class Containers:
         finally:
             attached.close()
 
-    async def _exec(self, entry: Entry, request: ExecContainer, session: str, folder: str) -> ExecSession:
+    async def _exec(self, entry: Entry, request: ExecContainer, session: str) -> Command:
         async with entry.thawed.shared():
-            async with entry.lock:  # never in a bundle that is being cleared
+            async with entry.lock:
                 record = entry.record
                 if record.status != "running":
                     raise WrongState("container", record.name, record.status, "run a command in it")
-                await self._world.disk.make_directory(folder)
-            return await self._exec_in(record, request, session, folder)
+                await self.isolation(record).reserve(record, session)
+            return await self.isolation(record).exec(record, request, session)
 
-    async def _exec_in(self, record: Container, request: ExecContainer, session: str, folder: str) -> ExecSession:
-        spec = build_process(
-            command=request.command,
-            env={**record.env, **request.env},
-            working_dir=request.working_dir or record.working_dir,
-            user=await self._stage.user(record, request.user or record.user),
-            terminal=request.terminal,
-            hostname=record.hostname,
-        )
-        size = (request.rows, request.columns)
-        try:
-            return await self._supervisor.exec(record.id, record.name, session, spec=spec, stdin=request.stdin_open, size=size)
-        except BaseException as error:
-            await self._world.disk.remove_tree(folder)
-            if isinstance(error, OSError):
-                raise from_os_error(error, "run a command in", record.name) from error
-            raise
-
-    async def _withdraw_exec(self, starting: "asyncio.Task[ExecSession]", folder: str) -> None:
+    async def _withdraw_exec(self, starting: "asyncio.Task[Command]") -> None:
         """End a command whose client went away before it was told of its start."""
         await asyncio.gather(starting, return_exceptions=True)
-        if starting.cancelled() or starting.exception() is not None:
-            return  # it undid itself
-        session = starting.result()
-        await self._signal_pid(session.pid, _SIGKILL)
-        session.close()
-        await self._clear_exec(session, folder)
+        if not starting.cancelled() and starting.exception() is None:  # else it undid itself
+            await self._end_command(starting.result())
 
-    async def _clear_exec(self, session: ExecSession, folder: str) -> None:
-        """Remove a session's folder: at once, as a command that lost its client may run on for long, and again when its supervisor is
-        gone, which may have been writing the exit code into it."""
-        try:
-            await self._world.disk.remove_tree(folder)
-        except OSError as error:
-            if error.errno != errno.ENOTEMPTY:
-                raise
-        await session.wait_supervisor()
-        await self._world.disk.remove_tree(folder)
+    async def _end_command(self, command: Command) -> None:
+        await command.signal(_SIGKILL)
+        command.close()
+        await command.clear()
 
     async def _stop(self, entry: Entry, timeout_s: float) -> None:
         async with entry.lock:
@@ -558,9 +529,10 @@ class Containers:
                 return
             paused = entry.record.status == "paused"
             self._note(entry, status=self._next(entry, "stop"))
+            isolation = self.isolation(entry.record)
             if paused:
-                await self._supervisor.resume(entry.record.id, entry.record.name)
-            self._signal(entry.record, self._stop_signal(entry.record))
+                await isolation.resume(entry.record)
+            await isolation.signal(entry.record, self._stop_signal(entry.record))
         if await _within(entry.ended.wait(), timeout_s):
             return
         await self._kill(entry)
@@ -571,8 +543,8 @@ class Containers:
             if record.status not in LIVE:
                 return
             if record.status == "paused":
-                await self._supervisor.resume(record.id, record.name)
-            self._signal(record, _SIGKILL)
+                await self.isolation(record).resume(record)
+            await self.isolation(record).signal(record, _SIGKILL)
         if not await _within(entry.ended.wait(), KILL_TIMEOUT_S):
             raise RuntimeFailed("kill", record.name, f"it did not end within {KILL_TIMEOUT_S:g} s of SIGKILL")
 
@@ -596,9 +568,9 @@ class Containers:
         """Deal with the end of a container: true exit code, OOM, everything cleared, record stored or removed."""
         async with entry.lock:
             record = entry.record
-            code = await self._supervisor.exit_code(record.id)
-            lost = code is None
-            oom_killed = record.oom_killed or self._was_out_of_memory(record)
+            end = await self.isolation(record).end(record)
+            lost = end.exit_code is None
+            oom_killed = record.oom_killed or end.out_of_memory
             if oom_killed and not record.auto_remove:
                 # The counter goes with the control group: whoever dies now must have written it down.
                 await self._remember(entry, oom_killed=True)
@@ -606,21 +578,14 @@ class Containers:
             await self._settle(
                 entry,
                 status=self._next(entry, "restart" if entry.restarting else "lost" if lost else "exited"),
-                exit_code=LOST_EXIT_CODE if lost else code,
-                error="its supervisor died without telling the exit code" if lost else "",
+                exit_code=LOST_EXIT_CODE if lost else end.exit_code,
+                error=end.why,
                 oom_killed=oom_killed,
             )
             ended = entry.record
             self._ends.inc()
             self._oom_kills.inc(ended.oom_killed)
             self._logger.info("container.ended", id=ended.id, name=ended.name, exit_code=ended.exit_code, oom=ended.oom_killed)
-
-    def _was_out_of_memory(self, record: Container) -> bool:
-        try:
-            return bool(self._world.kernel.cgroup_usage(self._stage.cgroup(record.id)).n_oom_kills)
-        except (OSError, ValueError) as error:
-            self._logger.error("container.usage_unreadable", id=record.id, name=record.name, why=str(error))
-            return False
 
     async def _remember(self, entry: Entry, **changes: Any) -> None:
         """Change a record, and store it if the disk lets us."""
@@ -669,26 +634,15 @@ class Containers:
     async def _clear(self, record: Container) -> None:
         """Clear a container's kernel objects away; what refuses is logged and left for the next start of the daemon."""
         try:
-            await self._world.kernel.kill_cgroup(self._stage.cgroup(record.id))
-            await self._supervisor.delete(record.id, record.name)
-            await self._end_supervisor(record)
-            await self._stage.clear(record.id)
+            await self.isolation(record).clear(record.id, record.name, supervisor_of(record))
         except (IsopodError, OSError) as error:
             self._logger.error("container.clear_failed", id=record.id, name=record.name, why=str(error))
-
-    async def _end_supervisor(self, record: Container) -> None:
-        """End a supervisor whose container was deleted and that is still there: it hangs, or its runtime does."""
-        if record.supervisor_pid is None or record.supervisor_started_ticks is None:
-            return
-        identity = ProcessIdentity(record.supervisor_pid, record.supervisor_started_ticks)
-        if not await _within(self._world.processes.wait_gone(identity), SUPERVISOR_GRACE_S):
-            await self._supervisor.end(identity)
 
     async def _discard(self, entry: Entry, *before: Operation) -> None:
         """Forget a container, after other changes of it. The record goes first: files without a record are removed at the next start."""
         record = entry.record
         await self._store.commit(*before, Delete(record.id))
-        await self._supervisor.forget(record.id)
+        await self.isolation(record).forget(record.id)
         self._entries.pop(record.id, None)
         entry.ended.set()
         self._background(self._world.disk.remove_tree(self._layout.container(record.id)), f"remove {record.id}")
@@ -728,15 +682,6 @@ class Containers:
         except NotFound:
             return 15
 
-    def _signal(self, record: Container, signum: int) -> None:
-        if record.pid is not None and record.pid_started_ticks is not None:
-            self._world.processes.signal(ProcessIdentity(record.pid, record.pid_started_ticks), signum)
-
-    async def _signal_pid(self, pid: int, signum: int) -> None:
-        identity = self._world.processes.identify(pid)
-        if identity is not None and 1 <= signum <= _SIGNAL_MAX:
-            self._world.processes.signal(identity, signum)
-
     async def carry_through(self, operation: Coroutine[Any, Any, Result]) -> Result:
         """Run an operation to its end even if the caller is cancelled."""
         return await self._own(operation)
@@ -767,6 +712,13 @@ GONE: Final[dict[str, Any]] = {
     "supervisor_started_ticks": None,
 }
 _NOT_RUN: Final[dict[str, Any]] = {"exit_code": None, "finished_at_ns": None, "oom_killed": False, "error": ""}
+
+
+def supervisor_of(record: Container) -> ProcessIdentity | None:
+    """Return who the supervisor of a container is, None if it has none."""
+    if record.supervisor_pid is None or record.supervisor_started_ticks is None:
+        return None
+    return ProcessIdentity(record.supervisor_pid, record.supervisor_started_ticks)
 
 
 def _supervised(identity: ProcessIdentity) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """Creation: from what a client asks for to a container's first record. Everything is checked here, before anything exists."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
-from isopod.api.messages import Container, ContainerSpec, Endpoint, HealthCheck, Image, Mount, Resources
+from isopod.api.messages import Container, ContainerSpec, Endpoint, HealthCheck, Image, ImageConfig, Mount, Resources, VmOptions, VmSettings
 from isopod.world.errors import InvalidArgument
 from isopod.world.ids import SHORT_ID_CHARS, check_name
 from isopod.world.units import CPUS_MAX
@@ -11,6 +12,17 @@ from isopod.world.world import World
 
 MEMORY_BYTES_MIN: Final = 6 << 20
 """Below this the OCI runtime itself does not come up inside the group."""
+VM_MEMORY_BYTES: Final = 256 << 20
+"""What a virtual machine has if nobody says."""
+VM_MEMORY_BYTES_MIN: Final = 128 << 20
+"""Below this the guest's kernel does not come up with its file systems."""
+VM_MEMORY_BYTES_MAX: Final = 1 << 44
+VM_VCPUS_MAX: Final = 255
+VM_DISK_BYTES: Final = 10 << 30
+"""Sparse: it takes what is written."""
+VM_DISK_BYTES_MIN: Final = 16 << 20
+VM_DISK_BYTES_MAX: Final = 16 << 40
+_VM_CONFIG_CHARS_MAX: Final = 4096
 _ARGUMENTS_MAX: Final = 8192
 _TEXT_CHARS_MAX: Final = 128 << 10
 LABELS_MAX: Final = 1024
@@ -22,12 +34,27 @@ HEALTH_RETRIES_MAX: Final = 1000
 _PROTECTED: Final = ("/", "/proc", "/sys", "/dev")
 
 
-def first_record(spec: ContainerSpec, image: Image, *, identifier: str, now_ns: int, boot_id: str) -> Container:
+def image_of(spec: ContainerSpec, resolve: Callable[[str], Image]) -> Image | None:
+    """Return the image that a container is to be made of, None for a virtual machine that is made from its configuration.
+
+    Raises:
+        NotFound, InvalidArgument: As `resolve` says.
+        InvalidArgument: There is neither an image nor a configuration, or both.
+    """
+    config = spec.vm.config if spec.isolation == "vm" else ""
+    if config and spec.image:
+        raise InvalidArgument("image", spec.image, "a machine with a configuration has its own", "leave one of them out")
+    if spec.isolation == "vm" and not config and not spec.image:
+        raise InvalidArgument("virtual machine", spec.name, "neither an image nor a configuration is given", "add --image or --config")
+    return None if config else resolve(spec.image)
+
+
+def first_record(spec: ContainerSpec, image: Image | None, *, identifier: str, now_ns: int, boot_id: str) -> Container:
     """Return the record of a container to be created.
 
     Args:
         spec: What was asked for.
-        image: The image it resolved to.
+        image: The image it resolved to, if it is made of one.
         identifier: The new id.
         now_ns: The time of creation.
         boot_id: The kernel's boot.
@@ -37,9 +64,10 @@ def first_record(spec: ContainerSpec, image: Image, *, identifier: str, now_ns: 
     """
     name = check_name("container name", spec.name) if spec.name else identifier[:SHORT_ID_CHARS]
     hostname = check_name("hostname", spec.hostname) if spec.hostname else identifier[:SHORT_ID_CHARS]
+    config = image.config if image is not None else ImageConfig()
     check_resources(spec.resources)
     check_labels(spec.labels)
-    working_dir = spec.working_dir or image.config.working_dir or "/"
+    working_dir = spec.working_dir or config.working_dir or "/"
     check_command(spec.command, spec.env, working_dir)
     check_mounts(spec.mounts)
     check_health(spec.health_check)
@@ -49,13 +77,15 @@ def first_record(spec: ContainerSpec, image: Image, *, identifier: str, now_ns: 
         created_at_ns=now_ns,
         updated_at_ns=now_ns,
         image=spec.image,
-        image_id=image.id,
-        command=_command(spec, image),
+        image_id=image.id if image is not None else "",
+        command=_command(spec, config),
         working_dir=working_dir,
-        user=spec.user or image.config.user,
+        user=spec.user or config.user,
         hostname=hostname,
-        env={**image.config.env, **spec.env},
-        labels={**image.config.labels, **spec.labels},
+        env={**config.env, **spec.env},
+        labels={**config.labels, **spec.labels},
+        isolation=spec.isolation,
+        vm=machine_of(spec.vm, spec.resources) if spec.isolation == "vm" else None,
         terminal=spec.terminal,
         stdin_open=spec.stdin_open,
         auto_remove=spec.auto_remove,
@@ -65,6 +95,47 @@ def first_record(spec: ContainerSpec, image: Image, *, identifier: str, now_ns: 
         mounts=spec.mounts,
         health_check=spec.health_check,
     )
+
+
+def machine_of(options: VmOptions, resources: Resources) -> VmSettings:
+    """Return what a virtual machine has: what was asked for, else what the limits of the same name say, else the usual.
+
+    Raises:
+        InvalidArgument: A value is out of range.
+    """
+    asked = options.memory_bytes or resources.memory_bytes_max or VM_MEMORY_BYTES
+    memory = (asked + (1 << 20) - 1) >> 20 << 20  # whole MiB
+    vcpus = options.vcpus if options.vcpus is not None else math.ceil(resources.cpus or 1)
+    disk = options.disk_bytes if options.disk_bytes is not None else VM_DISK_BYTES
+    check_machine(vcpus=vcpus, memory_bytes=memory, disk_bytes=disk)
+    if "\0" in options.config or len(options.config) > _VM_CONFIG_CHARS_MAX:
+        raise InvalidArgument("configuration", options.config[:80], "too long, or it holds a NUL")
+    return VmSettings(
+        driver=options.driver,
+        machine=options.machine,
+        vcpus=vcpus,
+        memory_bytes=memory,
+        disk_bytes=disk,
+        config=options.config,
+        cold=options.cold,
+    )
+
+
+def check_machine(*, vcpus: int, memory_bytes: int, disk_bytes: int = VM_DISK_BYTES) -> None:
+    """Check what a virtual machine is to have.
+
+    Raises:
+        InvalidArgument: A value is out of range.
+    """
+    if not 1 <= vcpus <= VM_VCPUS_MAX:
+        raise InvalidArgument("vcpus", vcpus, f"want 1 to {VM_VCPUS_MAX}")
+    if not VM_MEMORY_BYTES_MIN <= memory_bytes <= VM_MEMORY_BYTES_MAX:
+        raise InvalidArgument(
+            "memory of a virtual machine", memory_bytes, f"want at least {VM_MEMORY_BYTES_MIN >> 20}m, its kernel included"
+        )
+    if not VM_DISK_BYTES_MIN <= disk_bytes <= VM_DISK_BYTES_MAX:
+        why = f"want {VM_DISK_BYTES_MIN >> 20}m to {VM_DISK_BYTES_MAX >> 40}t"
+        raise InvalidArgument("disk of a virtual machine", disk_bytes, why)
 
 
 async def check_sources(world: World, mounts: Iterable[Mount]) -> None:
@@ -96,8 +167,10 @@ def check_command(command: Iterable[str], env: Mapping[str, str], working_dir: s
         raise InvalidArgument("working directory", working_dir, "want an absolute path")
 
 
-def _command(spec: ContainerSpec, image: Image) -> tuple[str, ...]:
-    command = (*image.config.entrypoint, *(spec.command or image.config.command))
+def _command(spec: ContainerSpec, config: ImageConfig) -> tuple[str, ...]:
+    command = (*config.entrypoint, *(spec.command or config.command))
+    if not command and spec.isolation == "vm":
+        return ()  # it is up until it is stopped
     if not command or not command[0]:
         raise InvalidArgument("command", "", f"neither given nor set by image {spec.image}", "add one: isopod run IMAGE COMMAND")
     return command

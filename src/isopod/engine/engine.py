@@ -11,6 +11,7 @@ from isopod.api.messages import LogsRequest, NetworkRecord, NetworkSpec, Removed
 from isopod.engine.adoption import Adoption
 from isopod.engine.backup import Backup, make_backup
 from isopod.engine.changes import Changes
+from isopod.engine.container_isolation import ContainerIsolation
 from isopod.engine.containers import Containers
 from isopod.engine.events import LoggingHandler, MetricsHandler
 from isopod.engine.health import HealthChecks
@@ -120,10 +121,11 @@ class Engine:
             seccomp=machine.seccomp,
         )
         supervisor = Supervisor(world, machine.tools, layout.supervisor, log_bytes_max=settings.log_bytes_max)
-        containers = Containers(world, store, images, stage, supervisor=supervisor, layout=layout, logger=logger, metrics=metrics)
-        adoption = Adoption(world, store, containers, stage, supervisor=supervisor, networks=networks, layout=layout, logger=logger)
-        changes = Changes(world, store, containers, stage, supervisor=supervisor, logger=logger)
-        usage = Usage(world, store, containers, stage, layout=layout, images=images)
+        isolations = {"container": ContainerIsolation(world, stage, supervisor, layout=layout, logger=logger)}
+        containers = Containers(world, store, images, isolations, networks=networks, layout=layout, logger=logger, metrics=metrics)
+        adoption = Adoption(world, store, containers, isolations, networks=networks, layout=layout, logger=logger)
+        changes = Changes(world, store, containers, networks=networks, logger=logger)
+        usage = Usage(world, store, containers, layout=layout, images=images)
         try:
             await adoption.run()
         except BaseException:

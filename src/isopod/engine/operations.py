@@ -38,6 +38,8 @@ class State(msgspec.Struct, frozen=True, omit_defaults=True):
     oom_killed: bool = False
     error: str = ""
     restart_count: int = 0
+    accelerator: str = ""
+    origin: str = ""
 
 
 class _Operation(msgspec.Struct, frozen=True, tag_field="op", omit_defaults=True):

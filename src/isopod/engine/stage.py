@@ -10,10 +10,10 @@ from typing import Final
 import msgspec
 
 from isopod.api.messages import Container, Endpoint, Image, Resources
-from isopod.engine.bundle import BundlePaths, Isolation, Json, build_config, build_limits
+from isopod.engine.bundle import BundlePaths, Confinement, Json, build_config, build_limits
 from isopod.engine.images.store import ImageStore
 from isopod.engine.layout import Layout
-from isopod.engine.network.networks import Attachment, Networks
+from isopod.engine.network.networks import Networks
 from isopod.engine.network.resolve import hosts_text, resolv_text
 from isopod.engine.users import ResolvedUser, resolve_user
 from isopod.world.errors import from_os_error
@@ -65,8 +65,8 @@ class Stage:
         """Check that a network of that name exists. Raises NotFound."""
         self._networks.check(network)
 
-    async def set(self, record: Container, image: Image) -> Attachment:
-        """Mount and connect; return the namespace and the endpoint with its addresses.
+    async def set(self, record: Container, image: Image) -> Container:
+        """Mount, connect and write the bundle; return the record with its addresses.
 
         Raises:
             IsopodError: Nothing is left behind.
@@ -74,7 +74,9 @@ class Stage:
         try:
             attaching = self._networks.attach(record.id, record.network.network)
             _, attachment = await asyncio.gather(self._mount(record, image), attaching)
-            return attachment
+            ready = msgspec.structs.replace(record, network=attachment.endpoint)
+            await self._write_bundle(ready, attachment.namespace)
+            return ready
         except BaseException:
             await asyncio.shield(asyncio.ensure_future(self.clear(record.id)))
             raise
@@ -170,7 +172,7 @@ class Stage:
         except OSError as error:
             raise from_os_error(error, "mount the root file system of", record.name) from error
 
-    async def write_bundle(self, record: Container, namespace: str | None) -> None:
+    async def _write_bundle(self, record: Container, namespace: str | None) -> None:
         """Write config.json and the files mounted into the container; the stage is set.
 
         Args:
@@ -179,13 +181,13 @@ class Stage:
         """
         disk, bundle = self._world.disk, self._layout.bundle(record.id)
         paths = BundlePaths(bundle, f"{bundle}/rootfs", f"{bundle}/hosts", f"{bundle}/hostname", f"{bundle}/resolv.conf")
-        isolation = Isolation(
+        confinement = Confinement(
             network_namespace=namespace,
             cgroup=self.cgroup(record.id),
             seccomp=self._seccomp,
             cgroups=self._cgroups,
         )
-        config = build_config(record, paths, await self.user(record, record.user), isolation)
+        config = build_config(record, paths, await self.user(record, record.user), confinement)
         try:
             await self._write(paths.hosts, hosts_text(record.hostname, record.network.ip_address))
             await self._write(paths.hostname, record.hostname + "\n")

@@ -1,12 +1,10 @@
 """Supervisor: starts a container's first process, or one more, under conmon and the OCI runtime, outside the daemon.
 
 conmon holds the stdio, writes the log and the exit file, and serves an attach socket, so that the daemon's death stops nothing.
-It is started in two steps: spawned, it waits on its start pipe; only when the caller has recorded who it is does `Launch.create`
-let it go on. A pipe that closes without the word (the daemon was killed just then) lets it go on too: the next daemon finds it by
-`strays`. Whatever fails after the spawn ends the supervisor's whole session, a hanging runtime included.
+It is started in two steps (`launch`). Whatever fails after the spawn ends the supervisor's whole session, a hanging runtime included.
 
 Not here: what a container's life means (`containers`), what its bundle holds (`bundle`).
-Source: conmon(8) 2.1; the pipe messages {"data": N, "message": S} as conmon 2.1.6 sends them, checked by experiment.
+Source: conmon(8) 2.1, checked by experiment.
 """
 
 import asyncio
@@ -15,21 +13,32 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from isopod.engine.isolation import Output
+from isopod.engine.launch import (
+    CREATE_TIMEOUT_S,
+    ENVIRONMENT,
+    START_PIPE,
+    SYNC_PIPE,
+    Explain,
+    Launch,
+    SyncPipe,
+    end_process,
+    expect_pid,
+    spawn,
+    why_not,
+)
 from isopod.world.errors import CommandNotRunnable, IsopodError, RuntimeFailed, from_os_error
 from isopod.world.ids import is_container_id
 from isopod.world.network import PacketConnection
-from isopod.world.processes import Pipe, Process, ProcessIdentity
+from isopod.world.processes import Process, ProcessIdentity
 from isopod.world.world import World
 
-CREATE_TIMEOUT_S: Final = 60.0
 RUNTIME_TIMEOUT_S: Final = 30.0
 _STDOUT: Final = 2
 _STDERR: Final = 3
 _RESIZE: Final = 1
-_LINE_BYTES_MAX: Final = 64 << 10
 _SIGKILL: Final = 9
-_ENVIRONMENT: Final = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-"""All that a supervisor or runtime gets: the daemon's own environment may hold secrets."""
+_ATTACH_PIPE: Final = "_OCI_ATTACHPIPE"
 
 
 class Tools(NamedTuple):
@@ -48,13 +57,6 @@ class SupervisorPaths(NamedTuple):
     """BUNDLES/ID is the bundle of a container."""
     exits: str
     runtime_state: str
-
-
-class Output(NamedTuple):
-    """Bytes a command wrote."""
-
-    is_stderr: bool
-    data: bytes
 
 
 class Attached:
@@ -112,83 +114,10 @@ class Attached:
         self._connection.close()
 
 
-class _Message(msgspec.Struct):
-    data: int
-    message: str = ""
-
-
-class _SyncPipe:
-    """conmon's messages, one JSON object a line."""
-
-    def __init__(self, pipe: Pipe) -> None:
-        self._pipe = pipe
-        self._buffer = b""
-
-    async def next(self) -> _Message | None:
-        """Return the next message, None at the end or for anything that is not one."""
-        while b"\n" not in self._buffer:
-            data = await self._pipe.read()
-            if not data or len(self._buffer) > _LINE_BYTES_MAX:
-                return None
-            self._buffer += data
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        try:
-            return msgspec.json.decode(line, type=_Message)
-        except msgspec.DecodeError:
-            return None
-
-    def close(self) -> None:
-        self._pipe.close()
-
-
-class Launch:
-    """A supervisor that waits for the word. `create` is called once, or `abort`."""
-
-    def __init__(self, process: Process, name: str, command: Sequence[str]) -> None:
-        self._process = process
-        self._name = name
-        self._command = command
-
-    @property
-    def supervisor(self) -> ProcessIdentity:
-        """Who the supervisor is."""
-        return self._process.identity
-
-    async def create(self) -> int:
-        """Let the supervisor create the container; return the first process's pid.
-
-        Raises:
-            CommandNotRunnable: The command is missing or not executable.
-            RuntimeFailed: The runtime refused, or did not answer in time.
-        """
-        start, sync = self._process.pipes["_OCI_STARTPIPE"], _SyncPipe(self._process.pipes["_OCI_SYNCPIPE"])
-        try:
-            async with asyncio.timeout(CREATE_TIMEOUT_S):
-                await start.write(b"\0")
-                return _expect_pid(await sync.next(), self._name, self._command)
-        except (TimeoutError, OSError) as error:
-            await self.abort()
-            raise RuntimeFailed("create", self._name, _why(error, CREATE_TIMEOUT_S)) from error
-        except BaseException:
-            await self.abort()
-            raise
-        finally:
-            start.close()
-            sync.close()
-
-    async def wait_supervisor(self) -> None:
-        """Return when the supervisor ended (also reaps it)."""
-        await self._process.wait()
-
-    async def abort(self) -> None:
-        """End the supervisor and what it started so far; the container, if there is one, is the caller's to delete."""
-        await _end(self._process)
-
-
 class ExecSession:
     """One more command in a container, created and running."""
 
-    def __init__(self, process: Process, pid: int, attached: Attached, sync: _SyncPipe) -> None:
+    def __init__(self, process: Process, pid: int, attached: Attached, sync: SyncPipe) -> None:
         self.pid = pid
         self.attached = attached
         self._process = process
@@ -234,8 +163,8 @@ class Supervisor:
             *("--persist-dir", bundle, "--exit-dir", self._paths.exits),
             *("-l", f"k8s-file:{log}", "--log-size-max", str(self._log_bytes_max), "--no-sync-log"),
         ]
-        process = await self._spawn(argv, {"_OCI_SYNCPIPE": "read", "_OCI_STARTPIPE": "write"}, name)
-        return Launch(process, name, command)
+        process = await spawn(self._world, argv, {SYNC_PIPE: "read", START_PIPE: "write"}, name)
+        return Launch(process, name, _explain(name, command))
 
     async def attach(self, identifier: str) -> Attached:
         """Connect to the stdio of a container's first process."""
@@ -257,20 +186,20 @@ class Supervisor:
             *("--exec", "--exec-attach", "--exec-process-spec", f"{folder}/process.json"),
             *("--exit-dir", folder, "-l", "none"),
         ]
-        process = await self._spawn(argv, {"_OCI_SYNCPIPE": "read", "_OCI_STARTPIPE": "write", "_OCI_ATTACHPIPE": "read"}, name)
+        process = await spawn(self._world, argv, {SYNC_PIPE: "read", START_PIPE: "write", _ATTACH_PIPE: "read"}, name)
         try:
             async with asyncio.timeout(CREATE_TIMEOUT_S):
                 return await self._begin_exec(process, name, folder, command=spec["args"], size=size if spec["terminal"] else (0, 0))
         except (TimeoutError, OSError) as error:
-            await _end(process)
-            raise RuntimeFailed("exec in", name, _why(error, CREATE_TIMEOUT_S)) from error
+            await end_process(process)
+            raise RuntimeFailed("exec in", name, why_not(error, CREATE_TIMEOUT_S)) from error
         except BaseException:
-            await _end(process)
+            await end_process(process)
             raise
 
     async def _begin_exec(self, process: Process, name: str, folder: str, *, command: Sequence[str], size: tuple[int, int]) -> ExecSession:
-        start, sync = process.pipes["_OCI_STARTPIPE"], _SyncPipe(process.pipes["_OCI_SYNCPIPE"])
-        ready = _SyncPipe(process.pipes["_OCI_ATTACHPIPE"])
+        start, sync = process.pipes[START_PIPE], SyncPipe(process.pipes[SYNC_PIPE])
+        ready = SyncPipe(process.pipes[_ATTACH_PIPE])
         attached: Attached | None = None
         try:
             await start.write(b"\0")
@@ -280,7 +209,7 @@ class Supervisor:
             if size != (0, 0):
                 await attached.resize(*size)
             await start.write(b"\0")
-            return ExecSession(process, _expect_pid(await sync.next(), name, command), attached, sync)
+            return ExecSession(process, expect_pid(await sync.next(), name, _explain(name, command)), attached, sync)
         except BaseException:
             sync.close()
             if attached is not None:
@@ -385,30 +314,18 @@ class Supervisor:
             *(["-i"] if stdin else []),
         ]
 
-    async def _spawn(self, argv: list[str], pipes: Mapping[str, Any], name: str) -> Process:
-        try:
-            return await self._world.processes.spawn(argv, env=_ENVIRONMENT, pipes=pipes)
-        except OSError as error:
-            raise from_os_error(error, "start the supervisor of", name) from error
-
     async def _connect(self, folder: str) -> Attached:
         connection = await self._world.network.connect_packets(f"{folder}/attach")
         return Attached(self._world, connection, f"{folder}/ctl")
 
     async def _run(self, *arguments: str) -> Any:
         argv = [self._tools.runtime, "--root", self._paths.runtime_state, *arguments]
-        return await self._world.processes.run(argv, env=_ENVIRONMENT, timeout_s=RUNTIME_TIMEOUT_S)
+        return await self._world.processes.run(argv, env=ENVIRONMENT, timeout_s=RUNTIME_TIMEOUT_S)
 
     async def _runtime(self, *arguments: str, name: str) -> None:
         done = await self._run(*arguments)
         if done.returncode != 0:
             raise classify(f"{arguments[0]}", name, done.stderr.decode(errors="replace"), ())
-
-
-async def _end(process: Process) -> None:
-    for pipe in process.pipes.values():
-        pipe.close()
-    await process.end()
 
 
 class _State(msgspec.Struct):
@@ -432,13 +349,5 @@ def classify(action: str, name: str, text: str, command: Sequence[str]) -> Isopo
     return RuntimeFailed(action, name, line)
 
 
-def _expect_pid(message: _Message | None, name: str, command: Sequence[str]) -> int:
-    if message is None:
-        raise RuntimeFailed("create", name, "the supervisor ended without a word")
-    if message.data <= 0:
-        raise classify("create", name, message.message, command)
-    return message.data
-
-
-def _why(error: BaseException, limit_s: float) -> str:
-    return f"no answer within {limit_s:g} s" if isinstance(error, TimeoutError) else str(error)
+def _explain(name: str, command: Sequence[str]) -> Explain:
+    return lambda text: classify("create", name, text, command)

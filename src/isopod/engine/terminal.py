@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from isopod.api.messages import AttachInput, AttachOutput, Resize, Signal, Stderr, Stdin, StdinEnd, Stdout
-from isopod.engine.supervisor import Attached
+from isopod.engine.isolation import Attached
 
 
 class Stdio(Protocol):

@@ -11,7 +11,6 @@ from isopod.engine.containers import Containers
 from isopod.engine.images.store import ImageStore
 from isopod.engine.layout import Layout
 from isopod.engine.metadata import MetadataStore
-from isopod.engine.stage import Stage
 from isopod.engine.states import LIVE
 from isopod.world.errors import from_os_error
 from isopod.world.kernel import CgroupUsage
@@ -25,18 +24,14 @@ class Usage:
         world: Its kernel and disk are asked.
         store: The records.
         containers: Finds them by name.
-        stage: Knows their control groups.
         layout: The engine's folders.
         images: What images take.
     """
 
-    def __init__(
-        self, world: World, store: MetadataStore, containers: Containers, stage: Stage, *, layout: Layout, images: ImageStore
-    ) -> None:
+    def __init__(self, world: World, store: MetadataStore, containers: Containers, *, layout: Layout, images: ImageStore) -> None:
         self._world = world
         self._store = store
         self._containers = containers
-        self._stage = stage
         self._layout = layout
         self._images = images
 
@@ -74,7 +69,7 @@ class Usage:
         if record.status not in LIVE:
             return queries.NOT_MEASURED
         try:
-            return self._world.kernel.cgroup_usage(self._stage.cgroup(record.id))
+            return self._containers.isolation(record).usage(record)
         except (OSError, ValueError):  # it is just ending
             return queries.NOT_MEASURED
 

@@ -1,0 +1,201 @@
+"""Isolation: what the life cycle asks of the thing that keeps sandboxes apart. Types only.
+
+`containers` holds the records, the locks and the order of things; it knows neither namespaces nor virtual machines. What it needs done it
+asks of the record's isolation: `container_isolation` (conmon and an OCI runtime) or `vm` (a shim and a virtual machine monitor).
+
+The way of a start: `prepare`, `launch` (a supervisor exists and waits; who it is gets recorded), `Launch.create` (everything is there, the
+command is not), `attach` if somebody watches, `begin`. The end is learned in one way only: the supervisor is gone, and `end` says how.
+Rules: every method may be called again after it failed; `clear` takes whatever a killed daemon left; nothing here changes a record.
+"""
+
+from collections.abc import AsyncIterator, Collection, Sequence
+from typing import NamedTuple, Protocol
+
+from isopod.api.messages import Container, Endpoint, ExecContainer, Image, Resources
+from isopod.world.kernel import CgroupUsage
+from isopod.world.processes import ProcessIdentity
+
+
+class Output(NamedTuple):
+    """Bytes a command wrote."""
+
+    is_stderr: bool
+    data: bytes
+
+
+class Attached(Protocol):
+    """A command's stdio, as long as both live."""
+
+    def outputs(self) -> AsyncIterator[Output]:
+        """Yield what the command writes until it closes its outputs."""
+
+    async def write(self, data: bytes) -> bool:
+        """Send input; False if the command reads no more."""
+
+    def end_input(self) -> None:
+        """Close the command's stdin."""
+
+    async def resize(self, rows: int, columns: int) -> None:
+        """Tell the terminal's new size."""
+
+    def close(self) -> None:
+        """Let go; the command runs on."""
+
+
+class Command(Protocol):
+    """One more command in a sandbox, running."""
+
+    @property
+    def attached(self) -> Attached:
+        """Its stdio."""
+
+    async def wait(self) -> int | None:
+        """Return its exit code, None if whoever knew it is gone."""
+
+    async def signal(self, signum: int) -> None:
+        """Send it a signal; one that has ended is fine."""
+
+    def close(self) -> None:
+        """Let go of pipes and sockets; the command runs on."""
+
+    async def clear(self) -> None:
+        """Remove what was made for it, once it is over. Call it after `close`, in the background."""
+
+
+class Launch(Protocol):
+    """A supervisor that waits for the word. `create` is called once, or `abort`."""
+
+    @property
+    def supervisor(self) -> ProcessIdentity:
+        """Who it is."""
+
+    async def create(self) -> int:
+        """Let it make the sandbox; return the pid of its first process (of a virtual machine: the monitor's).
+
+        Raises:
+            CommandNotRunnable: The command is missing or not executable.
+            RuntimeFailed: It could not be made, or not in time; the supervisor is gone.
+        """
+
+    async def wait_supervisor(self) -> None:
+        """Return when the supervisor has ended."""
+
+    async def abort(self) -> None:
+        """End the supervisor and what it started."""
+
+
+class End(NamedTuple):
+    """How a sandbox ended."""
+
+    exit_code: int | None
+    """None if nobody can tell."""
+    why: str = ""
+    """What was unusual about it; one line."""
+    out_of_memory: bool = False
+
+
+class Isolation(Protocol):
+    """One way to keep sandboxes apart."""
+
+    async def check(self, record: Container) -> None:
+        """Check, before a sandbox is created, that it can be kept in this way here.
+
+        Raises:
+            InvalidArgument, Unsupported, NotFound, ToolMissing: As they say.
+        """
+
+    async def prepare(self, record: Container, image: Image | None) -> Container:
+        """Set what the sandbox stands on: files, network. Return the record with what became known of it.
+
+        Raises:
+            IsopodError: Nothing is left behind.
+        """
+
+    async def launch(self, record: Container) -> Launch:
+        """Spawn the supervisor of a prepared sandbox; it waits."""
+
+    async def attach(self, record: Container) -> Attached:
+        """Connect to the stdio of the main command, before it begins or later."""
+
+    async def begin(self, record: Container) -> None:
+        """Let the main command of a created sandbox begin.
+
+        Raises:
+            CommandNotRunnable: The command is missing or not executable.
+            RuntimeFailed: It was refused.
+        """
+
+    async def reserve(self, record: Container, session: str) -> None:
+        """Make room for one more command. The sandbox does not end meanwhile: its lock is held."""
+
+    async def exec(self, record: Container, request: ExecContainer, session: str) -> Command:
+        """Start one more command, for which there is room.
+
+        Raises:
+            CommandNotRunnable: The command is missing or not executable.
+            RuntimeFailed: It was refused, or not in time. The room is gone.
+        """
+
+    async def signal(self, record: Container, signum: int) -> None:
+        """Send a signal to the main command; SIGKILL ends the sandbox whatever it does. One that has ended is fine."""
+
+    async def pause(self, record: Container) -> None:
+        """Freeze everything in it."""
+
+    async def resume(self, record: Container) -> None:
+        """Let it go on."""
+
+    async def update(self, record: Container, resources: Resources) -> Sequence[str]:
+        """Change the limits of one that runs; return notes on what takes effect only later.
+
+        Raises:
+            RuntimeFailed: Refused; some may have changed.
+        """
+
+    async def connect(self, record: Container, network: str) -> Endpoint:
+        """Put one that runs on a network.
+
+        Raises:
+            NotFound, Exhausted, UnavailableError, Unsupported: Nothing is left behind.
+        """
+
+    async def disconnect(self, record: Container) -> None:
+        """Take one that runs off its network. Raises UnavailableError, Unsupported."""
+
+    def writable_layer(self, record: Container) -> str:
+        """Return the folder with what it changed of its image. Raises Unsupported."""
+
+    def usage(self, record: Container) -> CgroupUsage:
+        """Return what it uses now.
+
+        Raises:
+            OSError, ValueError: It is just ending.
+        """
+
+    async def state(self, record: Container) -> tuple[str, int]:
+        """Return the supervisor's word for its state ("created", "running", "paused", "stopped", "" if unknown) and its first pid."""
+
+    async def end(self, record: Container) -> End:
+        """Say how one ended whose supervisor is gone."""
+
+    async def forget(self, identifier: str) -> None:
+        """Remove what says how it ended. Raises UnavailableError."""
+
+    async def clear(self, identifier: str, name: str, supervisor: ProcessIdentity | None = None) -> None:
+        """Remove everything of a sandbox but its durable files, killing what is left of it.
+
+        Raises:
+            IsopodError, OSError: Something stays; call again.
+        """
+
+    async def leftovers(self) -> Sequence[str]:
+        """Return the ids of sandboxes of which something is there that `clear` would remove."""
+
+    async def ends(self) -> Sequence[str]:
+        """Return the ids of sandboxes of which something says how they ended."""
+
+    def strays(self, known: Collection[ProcessIdentity]) -> Sequence[tuple[str, ProcessIdentity]]:
+        """Return (id, supervisor) of this instance's supervisors that are not known."""
+
+    async def end_supervisor(self, supervisor: ProcessIdentity) -> None:
+        """Kill a supervisor and what it is just doing, and wait until it is gone. Raises TimeoutError."""
