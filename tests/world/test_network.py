@@ -138,6 +138,33 @@ async def test_tcp_on_a_free_port(world: World) -> None:
         await world.network.connect(address, Recorder)
 
 
+@pytest.mark.parametrize("kind", ["unix", "tcp"])
+@pytest.mark.parametrize("n_turns", range(6))
+async def test_a_connect_that_is_cancelled_at_any_moment_is_cancelled(world: World, folder: str, kind: str, n_turns: int) -> None:
+    servers: list[Recorder] = []
+    address = UnixAddress(f"{folder}/s") if kind == "unix" else TcpAddress("127.0.0.1", 0)
+    listener = await world.network.listen(address, lambda: remember(servers))
+    connecting = asyncio.ensure_future(world.network.connect(listener.address, Recorder))
+    for _ in range(n_turns):
+        await asyncio.sleep(0)
+    connecting.cancel()
+    try:
+        transport, _ = await connecting
+    except asyncio.CancelledError:
+        assert connecting.cancelled()
+    else:
+        transport.abort()  # it was quicker
+    last, _ = await world.network.connect(listener.address, Recorder)
+    last.write(b"the ones before are accepted when this is read")
+    while not any(server.received for server in servers):
+        await asyncio.sleep(0)
+    last.abort()
+    for server in servers:
+        await server.wait_end()
+        (await server.wait_made()).abort()
+    await listener.close()
+
+
 async def test_connecting_to_packets_where_nobody_is(world: World, folder: str) -> None:
     with pytest.raises(FileNotFoundError):
         await world.network.connect_packets(f"{folder}/missing")
