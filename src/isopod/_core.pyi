@@ -8,6 +8,9 @@ from _typeshed import ReadableBuffer, WriteableBuffer
 class ArchiveError(Exception):
     """An archive entry is unsafe, damaged, or over a limit. args = (entry, why)."""
 
+class NotIndexable(Exception):
+    """A layer is fine, but cannot be kept as an EROFS index over its archive. args = (entry, why)."""
+
 class RingError(Exception):
     """A ring shared with another process is damaged, or a message does not fit it. args = (why,)."""
 
@@ -93,6 +96,22 @@ def unpack_layer(
 ) -> tuple[str, str, int, int, int]:
     """Unpack a layer; returns (blob digest, diff id, blob bytes, unpacked bytes, entries). See `isopod.world.disk.Disk.unpack_layer`."""
 
+def index_layer(
+    fd: int,
+    tar_fd: int,
+    index_fd: int,
+    offset: int,
+    n_bytes: int | None,
+    unpacked_bytes_max: int,
+    n_entries_max: int,
+    entry_bytes_max: int,
+    path_bytes_max: int,
+    ratio_max: int,
+    progress: Callable[[int], None] | None,
+) -> tuple[tuple[str, str, int, int, int], tuple[int, int, str]]:
+    """Write a layer as a plain tar and an EROFS index over it; returns what `unpack_layer` does, then (tar bytes, index bytes, index
+    digest). See `isopod.world.disk.Disk.index_layer`."""
+
 def pack_layer(
     source: str,
     fd: int,
@@ -119,6 +138,12 @@ def mount_overlay(target: str, lowers: Sequence[str], upper: str, work: str, vol
 
 def mount_tmpfs(target: str, n_bytes: int) -> None:
     """Mount a tmpfs of a bounded size, nosuid, nodev."""
+
+def mount_erofs(target: str, index: str, tar: str | None) -> None:
+    """Mount an EROFS file read-only, with the file its data lies in if that is another."""
+
+def erofs_supported() -> bool:
+    """Return whether fsopen(2) knows "erofs"."""
 
 def bind_mount(source: str, target: str) -> None:
     """Bind `source` on `target`."""

@@ -9,13 +9,14 @@ import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from isopod import _core
 
 SOURCE: Final = str(Path(__file__).resolve().parents[2] / "src")
 OPAQUE: Final = "trusted.overlay.opaque"
 
+Form = Literal["directory", "erofs"]
 Member = tuple[tarfile.TarInfo, bytes]
 
 
@@ -27,6 +28,24 @@ class Unpacked(NamedTuple):
     n_blob_bytes: int
     n_unpacked_bytes: int
     n_entries: int
+
+
+class Indexed(NamedTuple):
+    """What `index_layer` returns, flat."""
+
+    layer: Unpacked
+    n_tar_bytes: int
+    n_index_bytes: int
+    index_digest: str
+
+
+class Chosen:
+    """What `unpack` makes; set by the fixture `form`."""
+
+    form: Form = "directory"
+
+
+chosen: Final = Chosen()
 
 
 class Limits(NamedTuple):
@@ -61,12 +80,61 @@ def unpack_file(
     limits: Limits = Limits(),  # noqa: B008 - an immutable tuple
     progress: Callable[[int], None] | None = None,
 ) -> Unpacked:
-    """Unpack a file."""
+    """Unpack a file; in the form "erofs" write its tar and index beside the target, and mount them there."""
     fd = os.open(path, os.O_RDONLY)
     try:
-        return Unpacked(*_core.unpack_layer(fd, str(target), offset, n_bytes, *limits, progress))
+        if chosen.form == "directory":
+            return Unpacked(*_core.unpack_layer(fd, str(target), offset, n_bytes, *limits, progress))
+        indexed = index_fd(fd, target, offset=offset, n_bytes=n_bytes, limits=limits, progress=progress)
     finally:
         os.close(fd)
+    mount(target)
+    return indexed.layer
+
+
+def index_fd(
+    fd: int,
+    target: Path,
+    *,
+    offset: int = 0,
+    n_bytes: int | None = None,
+    limits: Limits = Limits(),  # noqa: B008 - an immutable tuple
+    progress: Callable[[int], None] | None = None,
+) -> Indexed:
+    """Write tar and index of an open layer to TARGET.tar and TARGET.erofs; nothing is left of them on failure."""
+    paths = [target.with_name(target.name + suffix) for suffix in (".tar", ".erofs")]
+    fds = [os.open(each, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600) for each in paths]
+    try:
+        layer, (n_tar_bytes, n_index_bytes, digest) = _core.index_layer(fd, fds[0], fds[1], offset, n_bytes, *limits, progress)
+        assert (n_tar_bytes, n_index_bytes) == tuple(each.stat().st_size for each in paths)
+        assert digest == _core.sha256_file(fds[1])
+        return Indexed(Unpacked(*layer), n_tar_bytes, n_index_bytes, digest)
+    except BaseException:
+        for each in paths:
+            each.unlink()
+        raise
+    finally:
+        for each_fd in fds:
+            os.close(each_fd)
+
+
+def mount(target: Path) -> None:
+    """Mount TARGET.tar by TARGET.erofs at the new folder TARGET."""
+    target.mkdir()
+    _core.mount_erofs(str(target), f"{target}.erofs", f"{target}.tar")
+
+
+def made_at(target: Path) -> list[Path]:
+    """Return what `unpack` leaves on the disk."""
+    return [target] if chosen.form == "directory" else [target, Path(f"{target}.tar"), Path(f"{target}.erofs")]
+
+
+def discard(target: Path) -> None:
+    """Remove what `unpack` made."""
+    if chosen.form == "erofs":
+        _core.unmount(str(target), False)
+    for path in made_at(target):
+        _core.remove_tree(str(path)) if path == target else path.unlink()
 
 
 def unpack(data: bytes, target: Path, *, limits: Limits = Limits()) -> Unpacked:  # noqa: B008 - an immutable tuple

@@ -26,6 +26,13 @@ pub enum Error {
         /// One line.
         why: String,
     },
+    /// A layer is fine, but cannot be kept as an EROFS index over its archive.
+    NotIndexable {
+        /// The entry's name as the archive has it, empty if it is about the whole.
+        entry: Vec<u8>,
+        /// One line.
+        why: String,
+    },
     /// A ring shared with another process holds what no honest peer writes, or a message does not fit it.
     Ring {
         /// One line.
@@ -39,6 +46,11 @@ impl Error {
     /// An archive's entry is refused.
     pub fn archive(entry: &[u8], why: impl Into<String>) -> Self {
         Self::Archive { entry: entry.to_vec(), why: why.into() }
+    }
+
+    /// An index cannot say this of an entry.
+    pub fn not_indexable(why: impl Into<String>) -> Self {
+        Self::NotIndexable { entry: Vec::new(), why: why.into() }
     }
 
     /// A shared ring is damaged.
@@ -73,7 +85,7 @@ impl fmt::Display for Error {
         match self {
             Self::Os { errno, subject: None } => write!(out, "{errno}"),
             Self::Os { errno, subject: Some(subject) } => write!(out, "{errno}: {}", subject.display()),
-            Self::Archive { entry, why } => write!(out, "{}: {why}", String::from_utf8_lossy(entry)),
+            Self::Archive { entry, why } | Self::NotIndexable { entry, why } => write!(out, "{}: {why}", String::from_utf8_lossy(entry)),
             Self::Ring { why } => write!(out, "shared ring: {why}"),
             Self::Stopped => write!(out, "stopped by the caller"),
         }

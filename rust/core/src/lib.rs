@@ -8,6 +8,7 @@
 //! Python (`tests/core`), on the module that maturin built.
 
 pub mod archive;
+pub mod erofs;
 pub mod error;
 pub mod mask;
 pub mod mounts;

@@ -46,6 +46,11 @@ class Layout(NamedTuple):
         return f"{self.run_root}/netns"
 
     @property
+    def layers(self) -> str:
+        """Where layers that are kept as files are mounted."""
+        return f"{self.run_root}/layers"
+
+    @property
     def bundles(self) -> str:
         """OCI bundles, one folder per container that runs."""
         return f"{self.run_root}/bundles"

@@ -62,6 +62,16 @@ class Unpacked(NamedTuple):
     n_entries: int
 
 
+class Indexed(NamedTuple):
+    """A layer kept as its tar, with an index to mount it by."""
+
+    layer: Unpacked
+    n_tar_bytes: int
+    """Of the tar's file: padded with zeros to a multiple of 512."""
+    n_index_bytes: int
+    index_digest: str
+
+
 class Packed(NamedTuple):
     """A tar that was written."""
 
@@ -384,6 +394,27 @@ class Disk(Protocol):
 
         Raises:
             BadArchive: An entry is unsafe, damaged, or over a limit.
+            OSError: The disk failed.
+        """
+
+    async def index_layer(
+        self,
+        source: str,
+        tar: str,
+        index: str,
+        *,
+        offset: int = 0,
+        n_bytes: int | None = None,
+        limits: UnpackLimits = UnpackLimits(),  # noqa: B008 - an immutable tuple
+        progress: Progress | None = None,
+    ) -> Indexed:
+        """Write a layer (plain, gzip or zstd, detected) as an uncompressed tar and as an EROFS index over it, two new files (EEXIST):
+        mounted together (`Kernel.mount_erofs`) they show what `unpack_layer` would make. On any failure both are removed. What it
+        returned from is durable, the two names excepted.
+
+        Raises:
+            BadArchive: An entry is unsafe, damaged, or over a limit.
+            Unsupported: The layer is fine, but an index cannot say it; `unpack_layer` can.
             OSError: The disk failed.
         """
 

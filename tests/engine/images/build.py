@@ -10,7 +10,10 @@ from typing import Any, NamedTuple
 
 import zstandard
 
-from isopod.world.disk import Disk
+from isopod.engine.images.store import ImageStore, LayerForm, StoreOptions
+from isopod.runtime.logger import Logger
+from isopod.world.disk import Disk, UnpackLimits
+from isopod.world.world import World
 
 Json = dict[str, Any]
 
@@ -20,6 +23,33 @@ INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"
 NAME = "io.containerd.image.name"
 REF_NAME = "org.opencontainers.image.ref.name"
+
+
+class Chosen:
+    """How `open_store` lets layers be kept; set by the fixture `form`."""
+
+    form: LayerForm = "directory"
+
+
+chosen = Chosen()
+
+
+async def open_store(world: World, folder: str, lines: list[bytes] | None = None, *, limits: UnpackLimits | None = None) -> ImageStore:
+    """Open the store of a folder."""
+    logger = Logger((lines if lines is not None else []).append, world.clock)
+    options = StoreOptions(limits or UnpackLimits(), mounts=f"{folder}/mounts", form=chosen.form)
+    return await ImageStore.open(world, f"{folder}/images", logger=logger, options=options)
+
+
+def layer_paths(folder: str, diff_id: str, form: LayerForm | None = None) -> list[str]:
+    """Return what a stored layer consists of, without its record."""
+    base = f"{folder}/images/layers/{diff_id.replace(':', '-')}"
+    return [base] if (form or chosen.form) == "directory" else [f"{base}.erofs", f"{base}.tar"]
+
+
+def n_per_layer() -> int:
+    """Return how many entries a layer has in the folder of layers."""
+    return 2 if chosen.form == "directory" else 3
 
 
 class ImageSpec(NamedTuple):

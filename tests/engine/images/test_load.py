@@ -10,24 +10,32 @@ from collections.abc import Callable, Sequence
 import pytest
 import zstandard
 
-from isopod.engine.images.store import ImageStore
-from isopod.runtime.logger import Logger
 from isopod.world.disk import UnpackLimits
 from isopod.world.errors import BadArchive, CorruptError, DigestMismatch, Unsupported
 from isopod.world.world import World
 from tests.engine.images import build
-from tests.engine.images.build import ImageSpec, compress, docker_archive, dump, link, oci_layout, sha256, source, tar, tree
+from tests.engine.images.build import (
+    ImageSpec,
+    compress,
+    docker_archive,
+    dump,
+    link,
+    n_per_layer,
+    oci_layout,
+    open_store,
+    sha256,
+    source,
+    tar,
+    tree,
+)
+
+pytestmark = pytest.mark.usefixtures("form")
 
 BASE = tar({"etc": None, "etc/motd": b"hello\n"})
 TOP = tar({"top": b"top" * 1000})
 APP = ImageSpec([BASE, TOP], ["app:1", "app:latest"], config={"Cmd": ["/app"], "Env": ["A=1"], "StopSignal": "SIGINT"})
 TOOL = ImageSpec([BASE], ["tool:2"])
 ENTRY_AT_ROOT = "../../../../isopod-escaped"
-
-
-async def open_store(world: World, folder: str, limits: UnpackLimits | None = None) -> ImageStore:
-    logger = Logger(lambda _: None, world.clock)
-    return await ImageStore.open(world, f"{folder}/images", logger=logger, limits=limits or UnpackLimits())
 
 
 def docker_old(images: Sequence[ImageSpec]) -> bytes:
@@ -86,12 +94,12 @@ async def test_formats(world: World, folder: str, make: Callable[[Sequence[Image
     assert app.created_at_ns == 1_714_979_289_123_456_000
     assert app.architecture == "amd64"
     assert [(layer.diff_id, layer.created_by) for layer in app.layers] == [(sha256(BASE), "step 0"), (sha256(TOP), "step 1")]
-    top, base = store.layer_folders(app)
-    assert [base] == store.layer_folders(tool)
+    top, base = await store.layer_folders(app)
+    assert [base] == (await store.layer_folders(tool))
     assert await world.disk.read(f"{top}/top") == b"top" * 1000
     assert await world.disk.read(f"{base}/etc/motd") == b"hello\n"
     assert await world.disk.list(f"{folder}/images/tmp") == []
-    assert len(await world.disk.list(f"{folder}/images/layers")) == 4
+    assert len(await world.disk.list(f"{folder}/images/layers")) == 2 * n_per_layer()
 
 
 @pytest.mark.parametrize("compression", ["plain", "gzip", "zstd"])
@@ -162,7 +170,7 @@ async def test_links_lead_to_equal_layers_in_both_senses(world: World, folder: s
     (image,) = await store.load(source(tar({**files, "c.json": spec.config_json(), "manifest.json": dump(manifest)})))
 
     assert len(image.layers) == 4
-    assert len(store.layer_folders(image)) == 1
+    assert len(await store.layer_folders(image)) == 1
 
 
 async def test_an_image_of_no_layers_loads(world: World, folder: str) -> None:
@@ -171,7 +179,7 @@ async def test_an_image_of_no_layers_loads(world: World, folder: str) -> None:
     (image,) = await store.load(source(docker_archive([ImageSpec([], ["scratch:1"])])))
 
     assert image.layers == ()
-    assert store.layer_folders(image) == []
+    assert (await store.layer_folders(image)) == []
 
 
 def docker_with(config: bytes | None = None, manifest: object = None, **files: bytes) -> bytes:
@@ -371,7 +379,7 @@ async def test_an_index_that_leads_in_circles_is_refused(world: World, folder: s
 
 @pytest.mark.parametrize("compression", ["gzip", "zstd"])
 async def test_an_outer_bomb_is_refused(world: World, folder: str, compression: str) -> None:
-    small = await open_store(world, folder, UnpackLimits(unpacked_bytes_max=3 << 20))
+    small = await open_store(world, folder, limits=UnpackLimits(unpacked_bytes_max=3 << 20))
     before = await tree(world.disk, folder)
     bomb = compress(bytes(20 << 20), compression)
 

@@ -8,16 +8,13 @@ import pytest
 
 from isopod.api.messages import Image, ImageConfig, RemovedImage
 from isopod.engine.images.store import ImageStore
-from isopod.runtime.logger import Logger
 from isopod.world.errors import BadRecord, InUse, InvalidArgument, NotFound, Unsupported
 from isopod.world.world import World
-from tests.engine.images.build import ImageSpec, compress, docker_archive, sha256, source, tar, tree
+from tests.engine.images.build import ImageSpec, compress, docker_archive, layer_paths, n_per_layer, open_store, sha256, source, tar, tree
+
+pytestmark = pytest.mark.usefixtures("form")
 
 ROOTFS = tar({"bin": None, "bin/sh": b"#!shell", "etc": None, "etc/motd": b"hello\n"})
-
-
-async def open_store(world: World, folder: str, lines: list[bytes] | None = None) -> ImageStore:
-    return await ImageStore.open(world, f"{folder}/images", logger=Logger((lines if lines is not None else []).append, world.clock))
 
 
 async def load_one(store: ImageStore, *layers: bytes, names: tuple[str, ...] = (), created: str | None = None) -> Image:
@@ -44,7 +41,7 @@ async def test_import_makes_a_one_layer_image(world: World, folder: str, compres
     assert layer.diff_id == sha256(ROOTFS)
     assert (layer.n_entries, layer.created_by) == (4, "isopod import")
     assert image.size_bytes == layer.unpacked_bytes >= 13
-    (lower,) = store.layer_folders(image)
+    (lower,) = await store.layer_folders(image)
     assert await world.disk.read(f"{lower}/etc/motd") == b"hello\n"
     assert await world.disk.list(f"{folder}/images/tmp") == []
 
@@ -205,15 +202,15 @@ async def test_equal_layers_are_stored_once_and_go_with_their_last_image(world: 
     a = await load_one(store, base, top_a, names=("a",))
     b = await load_one(store, base, top_b, names=("b",))
 
-    def stored() -> list[str]:
-        return sorted({f"{folder}/images/layers/{sha256(layer).replace(':', '-')}" for layer in (base, top_a, top_b)})
-
+    stored = sorted(path for layer in (base, top_a, top_b) for path in layer_paths(folder, sha256(layer)))
     names = await world.disk.list(f"{folder}/images/layers")
-    assert [f"{folder}/images/layers/{name}" for name in names if not name.endswith(".json")] == stored()
-    assert store.layer_folders(a)[1] == store.layer_folders(b)[1]
+    assert [f"{folder}/images/layers/{name}" for name in names if not name.endswith(".json")] == stored
+    own, shared = await store.layer_folders(a)
+    assert shared == (await store.layer_folders(b))[1]
     await remove(store, "a")
-    assert await world.disk.stat(store.layer_folders(a)[0]) is None
-    assert await world.disk.read(f"{store.layer_folders(b)[1]}/etc/motd") == b"hello\n"
+    assert await world.disk.stat(own) is None
+    assert [await world.disk.stat(path) for path in layer_paths(folder, sha256(top_a))] == [None] * (n_per_layer() - 1)
+    assert await world.disk.read(f"{shared}/etc/motd") == b"hello\n"
     await remove(store, "b")
     assert await world.disk.list(f"{folder}/images/layers") == []
 
@@ -225,7 +222,7 @@ async def test_a_layer_that_stands_twice_in_an_image_is_laid_once(world: World, 
     image = await load_one(store, x, y, x)
 
     assert [layer.diff_id for layer in image.layers] == [sha256(x), sha256(y), sha256(x)]
-    assert [folder.rpartition("-")[2] for folder in store.layer_folders(image)] == [sha256(each)[7:] for each in (x, y)]
+    assert [folder.rpartition("-")[2] for folder in (await store.layer_folders(image))] == [sha256(each)[7:] for each in (x, y)]
     assert image.size_bytes == sum(layer.unpacked_bytes for layer in image.layers[:2])
 
 
@@ -243,8 +240,8 @@ async def test_commit_adds_a_layer_with_its_whiteouts(world: World, folder: str)
     assert image.config == ImageConfig(command=("echo",), env={"A": "1"})
     assert image.layers[:1] == base.layers
     assert [layer.created_by for layer in image.layers] == ["isopod import", "isopod commit"]
-    upper, lower = store.layer_folders(image)
-    assert lower == store.layer_folders(base)[0]
+    upper, lower = await store.layer_folders(image)
+    assert lower == (await store.layer_folders(base))[0]
     assert await world.disk.read(f"{upper}/etc/new") == b"changed"
     assert await world.disk.list(f"{upper}/etc") == ["motd", "new"]  # the whiteout is an entry of its own
     assert store.resolve("base") == base
@@ -262,7 +259,7 @@ async def test_a_commit_of_a_commit_stacks(world: World, folder: str) -> None:
         await world.disk.write(f"{upper}/file", str(number).encode())
         image = await store.commit(f"step:{number}", image, upper, image.config)
 
-    contents = [await world.disk.read(f"{path}/file") for path in store.layer_folders(image)[:3]]
+    contents = [await world.disk.read(f"{path}/file") for path in (await store.layer_folders(image))[:3]]
     assert contents == [b"2", b"1", b"0"]
     assert len(image.layers) == 4
 
@@ -289,9 +286,9 @@ async def test_parallel_loads_of_the_same_layers_share_them(world: World, folder
     images = await asyncio.gather(*[load_one(store, *layers, tar({"own": str(n).encode()}), names=(f"p:{n}",)) for n in range(5)])
 
     assert len({image.id for image in images}) == 5
-    assert len(await world.disk.list(f"{folder}/images/layers")) == 2 * (4 + 5)
+    assert len(await world.disk.list(f"{folder}/images/layers")) == n_per_layer() * (4 + 5)
     for image in images:
-        assert await world.disk.read(f"{store.layer_folders(image)[-1]}/f0") == bytes(10_000)
+        assert await world.disk.read(f"{(await store.layer_folders(image))[-1]}/f0") == bytes(10_000)
     assert await world.disk.list(f"{folder}/images/tmp") == []
 
 
@@ -303,7 +300,7 @@ async def test_loads_and_removals_of_the_same_layers_do_not_disturb_each_other(w
         for _ in range(4):
             image = await load_one(store, shared, tar({"own": str(number).encode()}), names=(f"c:{number}",))
             with store.hold(image.id):
-                assert await world.disk.read(f"{store.layer_folders(image)[-1]}/shared") == b"s" * 5000
+                assert await world.disk.read(f"{(await store.layer_folders(image))[-1]}/shared") == b"s" * 5000
             await remove(store, f"c:{number}")
 
     await asyncio.gather(*[cycle(number) for number in range(4)])
@@ -367,9 +364,9 @@ async def test_a_damaged_record_is_set_aside_and_the_others_load(world: World, f
     assert [line["event"] for line in errors] == ["image.record_damaged"]
     assert path in errors[0]["why"]
     # Its layers are kept: a container may still run from them.
-    assert await world.disk.stat(store.layer_folders(bad)[0]) is not None
     await remove(again, "good:1")
-    assert await world.disk.stat(store.layer_folders(bad)[1]) is not None
+    for path in [path for layer in bad.layers for path in layer_paths(folder, layer.diff_id)]:
+        assert await world.disk.stat(path) is not None
     # Loading it again mends it, and the next start collects again.
     mended = await load_one(again, ROOTFS, tar({"b": b"b"}), names=("bad:1",))
     assert again.resolve("bad:1") == mended == bad
@@ -408,8 +405,10 @@ async def test_a_missing_layer_damages_its_images_only(world: World, folder: str
     store = await open_store(world, folder)
     await load_one(store, ROOTFS, tar({"b": b"b"}), names=("bad:1",))
     good = await load_one(store, ROOTFS, names=("good:1",))
-    top = store.layer_folders(store.resolve("bad:1"))[0]
-    await world.disk.remove_tree(top)
+    for path in layer_paths(folder, sha256(tar({"b": b"b"}))):
+        found = await world.disk.stat(path)
+        assert found is not None
+        await (world.disk.remove_tree(path) if found.is_directory else world.disk.remove(path))
 
     again = await open_store(world, folder)
 
@@ -421,7 +420,7 @@ async def test_a_missing_layer_damages_its_images_only(world: World, folder: str
 async def test_a_damaged_layer_record_is_set_aside(world: World, folder: str) -> None:
     store = await open_store(world, folder)
     image = await load_one(store, ROOTFS, names=("a:1",))
-    record = store.layer_folders(image)[0] + ".json"
+    record = layer_paths(folder, image.layers[0].diff_id, "directory")[0] + ".json"
     await world.disk.write(record, b"nonsense")
 
     again = await open_store(world, folder)
@@ -429,7 +428,7 @@ async def test_a_damaged_layer_record_is_set_aside(world: World, folder: str) ->
     assert again.list() == []
     assert await world.disk.stat(record + ".damaged") is not None
     assert (await load_one(again, ROOTFS, names=("a:1",))).id == image.id
-    assert await world.disk.read(f"{again.layer_folders(image)[0]}/etc/motd") == b"hello\n"
+    assert await world.disk.read(f"{(await again.layer_folders(image))[0]}/etc/motd") == b"hello\n"
 
 
 async def test_a_damaged_image_can_be_removed_and_is_remembered_until_then(world: World, folder: str) -> None:
@@ -453,7 +452,7 @@ async def test_a_damaged_image_can_be_removed_and_is_remembered_until_then(world
     final = await open_store(world, folder)
     assert final.resolve("good:1") == good
     assert final.resolve("bad:2").layers[0].diff_id == good.layers[0].diff_id
-    assert len(await world.disk.list(f"{folder}/images/layers")) == 2
+    assert len(await world.disk.list(f"{folder}/images/layers")) == n_per_layer()
 
 
 async def test_a_damaged_index_costs_the_names_not_the_images(world: World, folder: str) -> None:

@@ -1,7 +1,7 @@
 //! Layers as archives: unpacking, packing and listing tars.
 //!
 //! `header`, `pax` and `sparse` parse bytes and touch nothing; `reader` turns a stream of bytes into entries; `unpack`
-//! turns entries into files below one folder (`root`); `index` lists them; `pack` goes the other way,
+//! turns entries into files below one folder (`root`), by the `rules` that [`crate::erofs`] has too; `index` lists them; `pack` goes the other way,
 //! `holes` tells it what of a file is data. An archive is
 //! hostile until proven otherwise: every number is checked before it is used, and every error names the entry.
 //!
@@ -16,6 +16,7 @@ pub mod pack;
 pub mod pax;
 pub mod reader;
 pub mod root;
+pub mod rules;
 pub mod sparse;
 pub mod stream;
 pub mod unpack;

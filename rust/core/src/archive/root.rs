@@ -12,7 +12,7 @@ use std::rc::Rc;
 
 use rustix::fs::{
     AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, Uid, XattrFlags, chownat, fchmod, fchown,
-    fsetxattr, lsetxattr, mkdirat, mknodat, openat, openat2, statat, unlinkat, utimensat,
+    fsetxattr, lsetxattr, mkdirat, mknodat, openat, openat2, readlinkat, statat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
 
@@ -159,6 +159,17 @@ impl Root {
         Ok(())
     }
 
+    /// Returns the path of an open folder from the root on, free of links: those on the way may be replaced later. What the archive
+    /// called it, if it lies too deep for the kernel to say.
+    pub fn path_of(&self, folder: BorrowedFd<'_>, parts: &[&[u8]]) -> Vec<u8> {
+        let path = |fd: BorrowedFd<'_>| readlinkat(CWD, format!("/proc/self/fd/{}", fd.as_raw_fd()), Vec::new()).ok();
+        let found = path(self.fd.as_fd()).zip(path(folder)).and_then(|(root, folder)| {
+            let inside = folder.to_bytes().strip_prefix(root.to_bytes())?;
+            Some(inside.strip_prefix(b"/").unwrap_or(inside).to_vec())
+        });
+        found.unwrap_or_else(|| parts.join(&b'/'))
+    }
+
     /// Returns the folders that were made unasked since the last call, with their inodes.
     pub fn take_made(&mut self) -> Vec<(Vec<u8>, u64)> {
         std::mem::take(&mut self.made)
@@ -191,7 +202,7 @@ impl Root {
         let (n_existing, mut parent) = self.deepest(parts)?;
         for n_parts in n_existing + 1..=parts.len() {
             parent = Rc::new(self.make_missing(&parent, parts[n_parts - 1])?);
-            self.made.push((parts[..n_parts].join(&b'/'), rustix::fs::fstat(&*parent)?.st_ino));
+            self.made.push((self.path_of(parent.as_fd(), &parts[..n_parts]), rustix::fs::fstat(&*parent)?.st_ino));
         }
         Ok(())
     }
@@ -217,6 +228,8 @@ impl Root {
             return Err(Error::archive(b"", "a parent is neither a folder nor a link to one inside the root"));
         }
         let folder = self.make_folder(parent, name)?;
+        // Below a folder with the set-group-id bit it has that folder's group.
+        fchown(&folder, Some(Uid::ROOT), Some(Gid::ROOT))?;
         fchmod(&folder, Mode::from_raw_mode(0o755))?;
         Ok(folder)
     }

@@ -3,7 +3,7 @@
 use std::os::fd::BorrowedFd;
 
 use rustix::fs::fstat;
-use rustix::io::{pread, retry_on_intr};
+use rustix::io::{pread, retry_on_intr, write};
 use sha2::{Digest, Sha256};
 
 use super::blob::{Blob, Decoder};
@@ -77,6 +77,8 @@ pub struct Unpacked<'a> {
     n_bytes: u64,
     /// None if nothing is compressed: the blob's own digest is the same.
     hasher: Option<Sha256>,
+    /// Takes what came out as well.
+    copy: Option<BorrowedFd<'a>>,
 }
 
 impl<'a> Unpacked<'a> {
@@ -85,7 +87,13 @@ impl<'a> Unpacked<'a> {
         let decoder = Decoder::detect(blob)?;
         let hasher = (!matches!(decoder, Decoder::Plain(_))).then(Sha256::new);
         let buffer = vec![0; BUFFER_BYTES].into_boxed_slice();
-        Ok(Self { decoder, limits, buffer, start: 0, end: 0, n_bytes: 0, hasher })
+        Ok(Self { decoder, limits, buffer, start: 0, end: 0, n_bytes: 0, hasher, copy: None })
+    }
+
+    /// Writes what comes out to a file as well, from its present position on.
+    #[must_use]
+    pub fn copied_to(self, copy: BorrowedFd<'a>) -> Self {
+        Self { copy: Some(copy), ..self }
     }
 
     /// Reads to the end of the stream and of the blob, whatever follows the archive.
@@ -103,6 +111,12 @@ impl<'a> Unpacked<'a> {
     #[must_use]
     pub fn n_bytes(&self) -> u64 {
         self.n_bytes
+    }
+
+    /// Returns the position of the next byte in what comes out.
+    #[must_use]
+    pub fn position(&self) -> u64 {
+        self.n_bytes - (self.end - self.start) as u64
     }
 
     /// Returns the digest of the uncompressed bytes that came out.
@@ -143,6 +157,9 @@ impl Stream for Unpacked<'_> {
             if let Some(hasher) = &mut self.hasher {
                 hasher.update(&self.buffer[..self.end]);
             }
+            if let Some(copy) = self.copy {
+                write_all(copy, &self.buffer[..self.end])?;
+            }
         }
         Ok(&self.buffer[self.start..self.end])
     }
@@ -150,6 +167,15 @@ impl Stream for Unpacked<'_> {
     fn consume(&mut self, n_bytes: usize) {
         self.start = (self.start + n_bytes).min(self.end);
     }
+}
+
+/// Writes all bytes at a file's present position.
+pub fn write_all(file: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<()> {
+    while !bytes.is_empty() {
+        let n_written = retry_on_intr(|| write(file, bytes))?;
+        bytes = &bytes[n_written..];
+    }
+    Ok(())
 }
 
 /// A file's bytes by position, where skipping costs nothing.

@@ -23,48 +23,15 @@ use rustix::io::{Errno, pwrite, retry_on_intr};
 use super::blob::{Blob, Extent, Progress};
 use super::reader::{Entry, Kind, Reader};
 use super::root::{self, Facts, Folder, Root};
+use super::rules::{self, Hiding, Limits, Rules, Summary, refused};
 use super::sparse::Map;
 use super::stream::{StreamLimits, Unpacked};
 use crate::error::{About, Error, Result};
 use crate::tree;
 
-const WHITEOUT: &[u8] = b".wh.";
-const RESERVED: &[u8] = b".wh..wh.";
-const OPAQUE: &[u8] = b".wh..wh..opq";
-const OVERLAY_XATTR: &[u8] = b"trusted.overlay.";
 /// Of all folders' paths, which are kept until the end. Real layers have some megabytes; an archive of a few kilobytes can
 /// name some thousand folders in each of its entries.
 const FOLDER_PATH_BYTES_MAX: usize = 128 << 20;
-
-/// Bounds on what an archive may become.
-#[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    /// Of the uncompressed archive, and of all files' sizes, holes included.
-    pub unpacked_bytes_max: u64,
-    /// Entries.
-    pub n_entries_max: u64,
-    /// Of one file, holes included.
-    pub entry_bytes_max: u64,
-    /// Of one name or link target.
-    pub path_bytes_max: u64,
-    /// Unpacked over packed bytes, once 64 MiB came out.
-    pub ratio_max: u64,
-}
-
-/// What was unpacked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Summary {
-    /// Of the bytes as they were given.
-    pub blob_digest: String,
-    /// Of the uncompressed archive.
-    pub diff_id: String,
-    /// Bytes given.
-    pub n_blob_bytes: u64,
-    /// Bytes of the uncompressed archive.
-    pub n_unpacked_bytes: u64,
-    /// Entries.
-    pub n_entries: u64,
-}
 
 /// Unpacks into the folder `target`, which must be empty or missing (its parent must exist).
 pub fn unpack<'a>(
@@ -80,9 +47,7 @@ pub fn unpack<'a>(
     let mut unpacker = Unpacker {
         reader: Reader::new(Unpacked::new(blob, stream_limits)?),
         root: Root::open(target).about(target)?,
-        limits: *limits,
-        n_entries: 0,
-        n_file_bytes: 0,
+        rules: Rules::new(*limits),
         folders: Vec::new(),
         n_path_bytes: 0,
     };
@@ -128,9 +93,7 @@ struct Pending {
 struct Unpacker<'a> {
     reader: Reader<Unpacked<'a>>,
     root: Root,
-    limits: Limits,
-    n_entries: u64,
-    n_file_bytes: u64,
+    rules: Rules,
     folders: Vec<Pending>,
     /// Of all folders.
     n_path_bytes: usize,
@@ -138,9 +101,9 @@ struct Unpacker<'a> {
 
 impl Unpacker<'_> {
     fn run(&mut self) -> Result<Summary> {
-        self.remember(Vec::new(), (0, 0))?;
+        let root = self.root.find_or_make(&[])?;
+        self.remember(root.as_fd(), &[], (0, 0))?;
         while let Some(entry) = self.reader.next_entry()? {
-            self.n_entries += 1;
             self.apply(&entry).map_err(|error| of_entry(error, &entry.name))?;
         }
         self.reader.stream_mut().drain()?;
@@ -153,51 +116,27 @@ impl Unpacker<'_> {
             diff_id: stream.digest(),
             n_blob_bytes: stream.blob().n_bytes(),
             n_unpacked_bytes: stream.n_bytes(),
-            n_entries: self.n_entries,
+            n_entries: self.rules.n_entries(),
         })
     }
 
     fn apply(&mut self, entry: &Entry) -> Result<()> {
-        self.check(entry)?;
+        self.rules.admit(entry)?;
         let parts = root::split(&entry.name).map_err(refused)?;
         let Some((&name, folders)) = parts.split_last() else {
             return self.apply_to_root(entry);
         };
-        if folders.iter().any(|part| part.starts_with(WHITEOUT)) {
-            return Err(refused("it lies in a folder whose name is reserved for whiteouts"));
-        }
+        rules::check_folders(folders)?;
         let parent = self.root.find_or_make(folders)?;
         for (path, inode) in self.root.take_made() {
             // Without a time in the archive, the epoch: unpacking twice gives the same.
             self.keep(Pending { path, inode, mtime: (0, 0) })?;
         }
-        match name.strip_prefix(WHITEOUT) {
-            Some(hidden) => self.white_out(entry, &parent, name, hidden),
-            None => self.create(entry, &parent, name, &parts),
+        match rules::hiding(entry, name)? {
+            Hiding::Folder => root::set_opaque(root::reopened(&parent)?.as_fd()),
+            Hiding::Name(hidden) => self.root.hide(&parent, hidden),
+            Hiding::Nothing => self.create(entry, &parent, name, &parts),
         }
-    }
-
-    fn check(&mut self, entry: &Entry) -> Result<()> {
-        let size = if let Kind::SparseFile(map) = &entry.kind { map.size } else { entry.n_data_bytes };
-        self.n_file_bytes = self.n_file_bytes.saturating_add(size);
-        let limits = &self.limits;
-        let n_path_bytes = entry.name.len().max(entry.link.len()) as u64;
-        let over = [
-            (self.n_entries > limits.n_entries_max, "entries", limits.n_entries_max),
-            (size > limits.entry_bytes_max, "bytes in one file", limits.entry_bytes_max),
-            (self.n_file_bytes > limits.unpacked_bytes_max, "bytes in all files", limits.unpacked_bytes_max),
-            (n_path_bytes > limits.path_bytes_max, "bytes in a name", limits.path_bytes_max),
-        ];
-        if let Some((_, what, max)) = over.iter().find(|(is_over, ..)| *is_over) {
-            return Err(refused(&format!("more than {max} {what}")));
-        }
-        if let Some((name, _)) = entry.xattrs.iter().find(|(name, _)| name.starts_with(OVERLAY_XATTR)) {
-            return Err(refused(&format!("it sets the attribute {}", String::from_utf8_lossy(name))));
-        }
-        if matches!(entry.kind, Kind::CharacterDevice | Kind::BlockDevice) && entry.device == (0, 0) {
-            return Err(refused("it is a device 0/0, which overlayfs takes for a whiteout"));
-        }
-        Ok(())
     }
 
     fn apply_to_root(&mut self, entry: &Entry) -> Result<()> {
@@ -206,20 +145,7 @@ impl Unpacker<'_> {
         }
         let folder = root::reopened(&self.root.find_or_make(&[])?)?;
         root::set_facts(folder.as_fd(), &facts_of(entry), true)?;
-        self.remember(Vec::new(), entry.mtime)
-    }
-
-    fn white_out(&mut self, entry: &Entry, parent: &Folder, name: &[u8], hidden: &[u8]) -> Result<()> {
-        if entry.kind != Kind::File {
-            return Err(refused("a whiteout must be a file"));
-        }
-        if name == OPAQUE {
-            return root::set_opaque(root::reopened(parent)?.as_fd());
-        }
-        if name.starts_with(RESERVED) || matches!(hidden, b"" | b"." | b"..") {
-            return Err(refused("the name is reserved for whiteouts"));
-        }
-        self.root.hide(parent, hidden)
+        self.remember(folder.as_fd(), &[], entry.mtime)
     }
 
     fn create(&mut self, entry: &Entry, parent: &Folder, name: &[u8], parts: &[&[u8]]) -> Result<()> {
@@ -238,7 +164,7 @@ impl Unpacker<'_> {
             Kind::Folder => {
                 let folder = self.root.make_folder(parent, name)?;
                 root::set_facts(folder.as_fd(), &facts, true)?;
-                self.remember(parts.join(&b'/'), entry.mtime)
+                self.remember(folder.as_fd(), parts, entry.mtime)
             }
             Kind::CharacterDevice => self.create_node(entry, parent, name, FileType::CharacterDevice),
             Kind::BlockDevice => self.create_node(entry, parent, name, FileType::BlockDevice),
@@ -303,13 +229,9 @@ impl Unpacker<'_> {
         linked.map_err(|error| if error == Errno::NOENT.into() { missing() } else { error })
     }
 
-    fn remember(&mut self, path: Vec<u8>, mtime: (i64, u32)) -> Result<()> {
-        let parts: Vec<&[u8]> = path.split(|&byte| byte == b'/').filter(|part| !part.is_empty()).collect();
-        if let Some(folder) = self.root.find(&parts)? {
-            let inode = rustix::fs::fstat(&*folder)?.st_ino;
-            self.keep(Pending { path, inode, mtime })?;
-        }
-        Ok(())
+    fn remember(&mut self, folder: BorrowedFd<'_>, parts: &[&[u8]], mtime: (i64, u32)) -> Result<()> {
+        let inode = rustix::fs::fstat(folder)?.st_ino;
+        self.keep(Pending { path: self.root.path_of(folder, parts), inode, mtime })
     }
 
     fn keep(&mut self, folder: Pending) -> Result<()> {
@@ -324,10 +246,6 @@ impl Unpacker<'_> {
 
 fn facts_of(entry: &Entry) -> Facts<'_> {
     Facts { mode: entry.mode, uid: entry.uid, gid: entry.gid, mtime: entry.mtime, xattrs: &entry.xattrs }
-}
-
-fn refused(why: &str) -> Error {
-    Error::archive(b"", why)
 }
 
 fn of_entry(error: Error, name: &[u8]) -> Error {

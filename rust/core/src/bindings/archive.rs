@@ -6,12 +6,14 @@ use pyo3::prelude::*;
 
 use super::{borrowed, detached};
 use crate::archive::blob::{Extent, Progress};
-use crate::archive::unpack::Limits;
+use crate::archive::rules::Limits;
 use crate::archive::{file_digest, index, pack, unpack};
+use crate::erofs::index as erofs;
 use crate::error::{Error, Result};
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(unpack_layer, module)?)?;
+    module.add_function(wrap_pyfunction!(index_layer, module)?)?;
     module.add_function(wrap_pyfunction!(pack_layer, module)?)?;
     module.add_function(wrap_pyfunction!(index_archive, module)?)?;
     module.add_function(wrap_pyfunction!(sha256_file, module)?)
@@ -37,6 +39,36 @@ fn unpack_layer(
     let extent = Extent { offset, n_bytes };
     let done = reporting(py, progress.as_ref(), |report| unpack::unpack(borrowed(fd)?, extent, &target, &limits, report))?;
     Ok((done.blob_digest, done.diff_id, done.n_blob_bytes, done.n_unpacked_bytes, done.n_entries))
+}
+
+/// Write a layer as a plain tar and an EROFS index over it; returns what `unpack_layer` does, then (tar bytes, index bytes, index
+/// digest). See `isopod.world.disk.Disk.index_layer`.
+#[pyfunction]
+#[expect(clippy::too_many_arguments, reason = "as for unpack_layer")]
+#[expect(clippy::type_complexity, reason = "the contract is flat")]
+fn index_layer(
+    py: Python<'_>,
+    fd: i32,
+    tar_fd: i32,
+    index_fd: i32,
+    offset: u64,
+    n_bytes: Option<u64>,
+    unpacked_bytes_max: u64,
+    n_entries_max: u64,
+    entry_bytes_max: u64,
+    path_bytes_max: u64,
+    ratio_max: u64,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<((String, String, u64, u64, u64), (u64, u64, String))> {
+    let limits = Limits { unpacked_bytes_max, n_entries_max, entry_bytes_max, path_bytes_max, ratio_max };
+    let extent = Extent { offset, n_bytes };
+    let done = reporting(py, progress.as_ref(), |report| {
+        let targets = erofs::Targets { tar: borrowed(tar_fd)?, index: borrowed(index_fd)? };
+        erofs::index(borrowed(fd)?, extent, targets, &limits, report)
+    })?;
+    let layer = done.layer;
+    let facts = (layer.blob_digest, layer.diff_id, layer.n_blob_bytes, layer.n_unpacked_bytes, layer.n_entries);
+    Ok((facts, (done.n_tar_bytes, done.n_index_bytes, done.index_digest)))
 }
 
 /// Write a folder in overlayfs form as an OCI layer tar; returns (diff id, bytes, entries). See `isopod.world.disk.Disk.pack_layer`.

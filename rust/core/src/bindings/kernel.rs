@@ -14,6 +14,8 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(tree_bytes, module)?)?;
     module.add_function(wrap_pyfunction!(mount_overlay, module)?)?;
     module.add_function(wrap_pyfunction!(mount_tmpfs, module)?)?;
+    module.add_function(wrap_pyfunction!(mount_erofs, module)?)?;
+    module.add_function(wrap_pyfunction!(erofs_supported, module)?)?;
     module.add_function(wrap_pyfunction!(bind_mount, module)?)?;
     module.add_function(wrap_pyfunction!(make_private, module)?)?;
     module.add_function(wrap_pyfunction!(make_slave_recursive, module)?)?;
@@ -47,6 +49,18 @@ fn mount_overlay(py: Python<'_>, target: PathBuf, lowers: Vec<PathBuf>, upper: P
 #[pyfunction]
 fn mount_tmpfs(py: Python<'_>, target: PathBuf, n_bytes: u64) -> PyResult<()> {
     detached(py, || mounts::mount_tmpfs(&target, n_bytes))
+}
+
+/// Mount an EROFS file read-only, with the file its data lies in if that is another.
+#[pyfunction]
+fn mount_erofs(py: Python<'_>, target: PathBuf, index: PathBuf, tar: Option<PathBuf>) -> PyResult<()> {
+    detached(py, || mounts::mount_erofs(&target, &index, tar.as_deref()))
+}
+
+/// Return whether fsopen(2) knows "erofs".
+#[pyfunction]
+fn erofs_supported(py: Python<'_>) -> PyResult<bool> {
+    detached(py, mounts::erofs_supported)
 }
 
 /// Bind `source` on `target`.

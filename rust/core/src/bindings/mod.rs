@@ -29,6 +29,13 @@ pyo3::create_exception!(
 
 pyo3::create_exception!(
     isopod._core,
+    NotIndexable,
+    pyo3::exceptions::PyException,
+    "A layer is fine, but cannot be kept as an EROFS index over its archive. args = (entry, why)."
+);
+
+pyo3::create_exception!(
+    isopod._core,
     RingError,
     pyo3::exceptions::PyException,
     "A ring shared with another process is damaged, or a message does not fit it. args = (why,)."
@@ -38,6 +45,7 @@ pyo3::create_exception!(
 #[pymodule(name = "_core")]
 fn core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("ArchiveError", module.py().get_type::<ArchiveError>())?;
+    module.add("NotIndexable", module.py().get_type::<NotIndexable>())?;
     module.add("RingError", module.py().get_type::<RingError>())?;
     archive::register(module)?;
     crc::register(module)?;
@@ -56,6 +64,7 @@ impl From<Error> for PyErr {
         match error {
             Error::Os { errno, subject } => os_error(errno.raw_os_error(), subject),
             Error::Archive { entry, why } => ArchiveError::new_err((String::from_utf8_lossy(&entry).into_owned(), why)),
+            Error::NotIndexable { entry, why } => NotIndexable::new_err((String::from_utf8_lossy(&entry).into_owned(), why)),
             Error::Ring { why } => RingError::new_err((why,)),
             // Functions that take a callback raise what that raised in its place.
             Error::Stopped => pyo3::exceptions::PyRuntimeError::new_err("stopped by the caller"),

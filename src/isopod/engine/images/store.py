@@ -5,22 +5,24 @@ operation works in a folder of its own below `tmp`, removed when it ends, well o
 
 Rules: all or nothing: a load, import or commit that fails leaves no image, layer or file behind. An image takes effect, durably, before
 its method returns. Mutations of the set of images are serialised by one lock; unpacking is not, and equal layers are unpacked once.
-`resolve`, `list`, `layer_folders` and `hold` never wait: they see the last committed state.
-Not here: registries, save and push (the configurations are kept byte for byte for them), and other forms of layers.
+`resolve`, `list` and `hold` never wait: they see the last committed state.
+One image, two isolations: `layer_folders` is for containers, `layer_disks` for guests; which form a layer has is `layers`' business.
+Not here: registries, save and push (the configurations are kept byte for byte for them).
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from isopod.api.messages import Image, ImageConfig, Layer, RemovedImage
+from isopod.api.messages import Image, ImageConfig, Layer, Probed, RemovedImage
 from isopod.engine.images.archive import LayerSource, read_archive
 from isopod.engine.images.catalog import HINT_LIST, Catalog, Damaged
 from isopod.engine.images.config import N_LAYERS_MAX, History, digest_bytes, extend_config, oci_architecture, parse_config, write_config
 from isopod.engine.images.failures import disk_failures
 from isopod.engine.images.finish import finish
-from isopod.engine.images.layers import LayerRecord, LayerStore, Made
+from isopod.engine.images.layers import INDEX, TAR, LayerDisk, LayerRecord, LayerStore, Made, files_of
+from isopod.engine.images.mounts import LayerMounts
 from isopod.engine.images.names import parse_name
 from isopod.engine.images.progress import ImageProgress, Meter
 from isopod.engine.images.records import HINT_DAMAGED, ImageRecords
@@ -30,6 +32,19 @@ from isopod.world.disk import UnpackLimits
 from isopod.world.errors import BadRecord, DigestMismatch, InUse, NotFound, UnavailableError, Unsupported
 from isopod.world.ids import ImageName, short
 from isopod.world.world import World
+
+LayerForm = Literal["auto", "directory", "erofs"]
+"""How new layers are kept: as directories, or as files that are mounted; "auto" takes the latter where the machine can."""
+
+
+class StoreOptions(NamedTuple):
+    """What a store is told beside where it lies."""
+
+    limits: UnpackLimits = UnpackLimits()
+    """Bounds on what an archive may become."""
+    mounts: str = ""
+    """The folder of the layers' mount points, the store's own; it need not survive a reboot. "": nothing is mounted."""
+    form: LayerForm = "auto"
 
 
 class _Operation(NamedTuple):
@@ -53,31 +68,50 @@ class ImageStore:
         world: Where they lie.
         folder: The store's own.
         logger: Told one line per finished operation.
-        limits: Bounds on what an archive may become.
+        options: Limits, and how layers are kept.
     """
 
-    def __init__(self, world: World, folder: str, *, logger: Logger, limits: UnpackLimits = UnpackLimits()) -> None:  # noqa: B008 - immutable
+    def __init__(self, world: World, folder: str, *, logger: Logger, options: StoreOptions) -> None:
         self._world = world
         self._disk = world.disk
         self._folder = folder
         self._tmp = f"{folder}/tmp"  # noqa: S108 - the store's own
         self._logger = logger
-        self._limits = limits
+        self._limits = options.limits
+        self._form = options.form
+        self._mounts = LayerMounts(world, options.mounts) if options.mounts else None
+        self._layer_form = Probed(value="directory", why="no folder for mounts was given")
         self._architecture = oci_architecture(world.kernel.host_facts().architecture)
         self._records = ImageRecords(world.disk, folder)
-        self._layers = LayerStore(world.disk, f"{folder}/layers", self._is_needed, logger=logger)
+        self._layers = LayerStore(
+            world.disk,
+            f"{folder}/layers",
+            tmp=self._tmp,
+            is_needed=self._is_needed,
+            limits=options.limits,
+            mounts=self._mounts,
+            logger=logger,
+        )
         self._catalog = Catalog({})
         self._n_holds: dict[str, int] = {}
         self._commit_lock = asyncio.Lock()
 
     @classmethod
-    async def open(cls, world: World, folder: str, *, logger: Logger, limits: UnpackLimits = UnpackLimits()) -> "ImageStore":  # noqa: B008
-        """Open the store, made if missing; clear what a kill left half done, set damaged records aside.
+    async def open(
+        cls,
+        world: World,
+        folder: str,
+        *,
+        logger: Logger,
+        options: StoreOptions = StoreOptions(),  # noqa: B008 - immutable
+    ) -> "ImageStore":
+        """Open the store, made if missing; clear what a kill left half done, set damaged records aside, find out how to keep layers.
 
         Raises:
             DiskFull, KernelError: The disk refused.
+            Unsupported: Layers are to be mounted, and this machine cannot.
         """
-        store = cls(world, folder, logger=logger, limits=limits)
+        store = cls(world, folder, logger=logger, options=options)
         with disk_failures("open", folder):
             await store._load()
         return store
@@ -101,12 +135,42 @@ class ImageStore:
         """Return all images, newest first."""
         return self._catalog.newest_first()
 
-    def layer_folders(self, image: Image) -> Sequence[str]:
-        """Return the folders to lay over each other, the topmost first.
+    @property
+    def layer_form(self) -> Probed:
+        """How new layers are kept ("erofs" or "directory"), and why so."""
+        return self._layer_form
+
+    async def layer_folders(self, image: Image) -> Sequence[str]:
+        """Return the folders to lay over each other, the topmost first; layers kept as files are mounted for it.
 
         A layer that stands twice in an image comes once, where it is topmost: overlayfs refuses it twice, and what it says below is hidden.
+
+        Raises:
+            BadRecord: A layer was damaged; loading the image again mends it.
+            DiskFull, KernelError: The kernel or a disk refused.
         """
-        return [self._layers.folder_of(diff_id) for diff_id in dict.fromkeys(layer.diff_id for layer in reversed(image.layers))]
+        with disk_failures("mount the layers of", short(image.id)):
+            return [await self._layers.folder(diff_id) for diff_id in _from_the_top(image)]
+
+    async def layer_disks(self, image: Image) -> tuple[LayerDisk, ...]:
+        """Return the files that a guest gets as read-only disks, the topmost layer first; made first for layers that are directories.
+
+        Raises:
+            BadRecord: A layer was damaged; loading the image again mends it.
+            Unsupported: A layer cannot be kept as files.
+            DiskFull, KernelError: A disk refused.
+        """
+        with disk_failures("make disks of the layers of", short(image.id)):
+            return tuple([await self._layers.files(diff_id) for diff_id in _from_the_top(image)])
+
+    async def unmount(self) -> None:
+        """Unmount all layers: nothing runs, and nothing is begun any more.
+
+        Raises:
+            KernelError: The kernel refused.
+        """
+        with disk_failures("unmount the layers in", self._folder):
+            await self._layers.unmount()
 
     @contextmanager
     def hold(self, image_id: str) -> Iterator[None]:
@@ -266,8 +330,24 @@ class ImageStore:
             await self._records.put_index(self._catalog.index())
         if not self._catalog.damaged:
             await self._layers.clear_unneeded()
-        n_damaged = len(self._catalog.damaged)
-        self._logger.info("image.store_opened", folder=self._folder, n_images=len(self._catalog.images), n_damaged=n_damaged)
+        self._layer_form = await self._choose_form()
+        self._logger.info(
+            "image.store_opened",
+            folder=self._folder,
+            n_images=len(self._catalog.images),
+            n_damaged=len(self._catalog.damaged),
+            layers=self._layer_form.value,
+            why=self._layer_form.why,
+        )
+
+    async def _choose_form(self) -> Probed:
+        found = self._layer_form
+        if self._mounts is not None and (self._form != "directory" or self._layers.has_kind("erofs")):
+            found = await self._mounts.probe(f"{self._tmp}/probe")
+            self._layers.can_mount = found.value == "erofs"
+        if self._form == "erofs" and found.value != self._form:
+            raise Unsupported("keeping layers as files that are mounted", found.why, "leave the choice of the layers' form to the probe")
+        return Probed(value="directory", why="it was chosen") if self._form == "directory" else found
 
     def _without_broken(self, catalog: Catalog) -> Catalog:
         """Return the catalog in which images count as damaged whose layers are not all here."""
@@ -402,17 +482,32 @@ class ImageStore:
         return layer
 
     async def _unpack(self, operation: _Operation, spool: str, meter: Meter, source: LayerSource | None = None) -> Made:
-        folder = f"{operation.folder}/{self._world.random.token_hex(4)}"
+        """Bring a layer into the form in which new ones are kept here, or into a directory if that form cannot say it."""
+        path = f"{operation.folder}/{self._world.random.token_hex(4)}"
+        offset, n_bytes = (source.offset, source.n_bytes) if source else (0, None)
         with disk_failures("unpack a layer into", self._folder):
+            if self._layer_form.value == "erofs":
+                try:
+                    indexed = await self._disk.index_layer(
+                        spool,
+                        path + TAR,
+                        path + INDEX,
+                        offset=offset,
+                        n_bytes=n_bytes,
+                        limits=self._limits,
+                        progress=meter.within_threadsafe,
+                    )
+                    return Made(path, indexed.layer, files_of(indexed))
+                except Unsupported as error:
+                    self._logger.info("layer.kept_as_directory", why=str(error))
             unpacked = await self._disk.unpack_layer(
-                spool,
-                folder,
-                offset=source.offset if source else 0,
-                n_bytes=source.n_bytes if source else None,
-                limits=self._limits,
-                progress=meter.within_threadsafe,
+                spool, path, offset=offset, n_bytes=n_bytes, limits=self._limits, progress=meter.within_threadsafe
             )
-        return Made(folder, unpacked)
+        return Made(path, unpacked)
+
+
+def _from_the_top(image: Image) -> list[str]:
+    return list(dict.fromkeys(layer.diff_id for layer in reversed(image.layers)))
 
 
 def _verify(what: str, wanted: str, found: str) -> None:

@@ -18,6 +18,7 @@ from isopod.world.disk import (
     ArchiveMember,
     Data,
     FileStat,
+    Indexed,
     IoFacts,
     IoStatistics,
     MappedBytes,
@@ -29,7 +30,7 @@ from isopod.world.disk import (
     UnpackLimits,
     Watch,
 )
-from isopod.world.errors import BadArchive
+from isopod.world.errors import BadArchive, Unsupported
 from isopod.world.host import files, libc, sendfile, uring
 from isopod.world.host.files_data import HostDataFile, open_data_file, open_data_file_beneath
 from isopod.world.host.files_io import FileIo, ThreadIo
@@ -233,6 +234,33 @@ class HostDisk:
 
         return await self._workers.bulk_abortable(work)
 
+    async def index_layer(
+        self,
+        source: str,
+        tar: str,
+        index: str,
+        *,
+        offset: int = 0,
+        n_bytes: int | None = None,
+        limits: UnpackLimits = UnpackLimits(),  # noqa: B008 - an immutable tuple
+        progress: Progress | None = None,
+    ) -> Indexed:
+        """See `Disk.index_layer`. A cancelled call stops at its next report of progress."""
+
+        def work(check: Callable[[], None]) -> Indexed:
+            def report(n_consumed: int) -> None:
+                check()
+                if progress is not None:
+                    progress(n_consumed)
+
+            def write(tar_fd: int, index_fd: int) -> Indexed:
+                layer, rest = _with_file(source, lambda fd: _core.index_layer(fd, tar_fd, index_fd, offset, n_bytes, *limits, report))
+                return Indexed(Unpacked(*layer), *rest)
+
+            return _with_new_files(tar, index, write)
+
+        return await self._workers.bulk_abortable(work)
+
     async def pack_layer(
         self,
         source: str,
@@ -345,8 +373,31 @@ def _with_file(path: str, use: Callable[[int], T]) -> T:
     except _core.ArchiveError as error:
         entry, why = error.args
         raise BadArchive(entry, why) from error
+    except _core.NotIndexable as error:
+        entry, why = error.args
+        raise Unsupported(f"an index of a layer with {entry!r}" if entry else "an index of this layer", why) from error
     finally:
         os.close(fd)
+
+
+def _with_new_files(first: str, second: str, use: Callable[[int, int], T]) -> T:
+    """Give `use` two new files; make what it wrote durable, or remove both."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    made: list[tuple[str, int]] = []
+    try:
+        for path in (first, second):
+            made.append((path, os.open(path, flags, 0o600)))
+        result = use(made[0][1], made[1][1])
+        for _, fd in made:
+            os.fdatasync(fd)
+    except BaseException:
+        for path, _ in made:
+            os.unlink(path)
+        raise
+    finally:
+        for _, fd in made:
+            os.close(fd)
+    return result
 
 
 def _sync_tree(target: str) -> None:

@@ -105,6 +105,10 @@ class Content:
         """Return all bytes; not to be changed."""
         return self._now.whole()
 
+    def head(self) -> bytes:
+        """Return the bytes up to the last that was ever written: behind it there are only zeros."""
+        return bytes(self._now.head[: self._now.size])
+
     def write(self, offset: int, data: bytes) -> int:
         """Set bytes; what lies between them and the present end becomes zeros. Returns the number of the change."""
         self._now.write(offset, data)

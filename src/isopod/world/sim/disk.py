@@ -25,6 +25,7 @@ from isopod.world.disk import (
     Data,
     Disk,
     FileStat,
+    Indexed,
     IoFacts,
     IoStatistics,
     OpenFlags,
@@ -35,9 +36,9 @@ from isopod.world.disk import (
     Watch,
 )
 from isopod.world.disk import OpenFile as OpenFilePort
-from isopod.world.errors import BadArchive
+from isopod.world.errors import BadArchive, Unsupported
 from isopod.world.send_pieces import send_in_pieces
-from isopod.world.sim import layers
+from isopod.world.sim import indexes, layers
 from isopod.world.sim.data_files import SimDataFile, SimMapping, open_inode
 from isopod.world.sim.disk_faults import DiskFaults
 from isopod.world.sim.inodes import BLOCK_BYTES, FileSystem, Inode
@@ -48,6 +49,7 @@ from isopod.world.sim.view import View, fail
 WATCH_EVENTS_MAX: Final = 1024
 _CALL_S: Final = (5e-6, 100e-6)
 _SYNC_S: Final = (200e-6, 2e-3)
+_DIGEST_STEP_BYTES: Final = 1 << 20
 _BYTES_PER_S: Final = 400 << 20
 
 
@@ -378,6 +380,41 @@ class SimDisk:
             progress(len(blob))
         return unpacked
 
+    async def index_layer(
+        self,
+        source: str,
+        tar: str,
+        index: str,
+        *,
+        offset: int = 0,
+        n_bytes: int | None = None,
+        limits: UnpackLimits = UnpackLimits(),  # noqa: B008 - an immutable tuple
+        progress: Progress | None = None,
+    ) -> Indexed:
+        """Write a layer as an uncompressed tar and as an index over it, two new files."""
+        await self._call()
+        blob = bytes(self.view.open_file(source).data)
+        blob = blob[offset:] if n_bytes is None else blob[offset : offset + n_bytes]
+        made: list[str] = []
+        try:
+            for path in (tar, index):
+                self.view.create(path, "file", 0o600)
+                made.append(path)
+            await self.pause(len(blob))
+            indexed, *contents = indexes.make(blob, limits)
+            for path, data in zip(made, contents, strict=True):
+                inode = self.view.write(path, data)
+                await self.pause(len(data), sync=True)
+                self.sync_inode(inode, inode.content.mark(), path)
+        except (BadArchive, Unsupported, OSError, asyncio.CancelledError):
+            if self._loop.owner().alive:
+                for path in made:
+                    self.view.remove(path)
+            raise
+        if progress is not None:
+            progress(len(blob))
+        return indexed
+
     async def pack_layer(
         self,
         source: str,
@@ -403,8 +440,12 @@ class SimDisk:
         """Return "sha256:..." of a file's bytes."""
         await self._call()
         inode = self.view.open_file(path)
-        await self.pause(len(inode.data))
-        return "sha256:" + hashlib.sha256(inode.data).hexdigest()
+        size = inode.content.size
+        await self.pause(size)
+        digest = hashlib.sha256()
+        for offset in range(0, size, _DIGEST_STEP_BYTES):  # not as a whole: most of a sparse file takes no memory
+            digest.update(inode.content.read(offset, _DIGEST_STEP_BYTES))
+        return "sha256:" + digest.hexdigest()
 
     # -- time ------------------------------------------------------------------------------------------------------------------------
 

@@ -43,7 +43,7 @@ def unpack(blob: bytes, folder: Inode, limits: UnpackLimits) -> Unpacked:
     Raises:
         BadArchive: An entry is unsafe, damaged or over a limit.
     """
-    tar = _decompress(blob, limits)
+    tar = decompress(blob, limits)
     n_entries = n_unpacked = 0
     for entry in _entries(tar):
         n_entries += 1
@@ -105,7 +105,8 @@ def _sha256(data: bytes) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
-def _decompress(blob: bytes, limits: UnpackLimits) -> bytes:
+def decompress(blob: bytes, limits: UnpackLimits) -> bytes:
+    """Return a layer's tar. Raises BadArchive: damaged, or over a limit."""
     bound = min(limits.unpacked_bytes_max, max(_RATIO_FLOOR_BYTES, len(blob) * limits.ratio_max))
     if blob.startswith(_GZIP):
         return _gunzip(blob, bound)
