@@ -123,6 +123,45 @@ async def a_table_is_applied_replaced_and_deleted(world: World, folder: str) -> 
     assert (await world.kernel.inventory(PREFIX, [folder])).tables == ()
 
 
+async def both_families_tables_are_listed_and_deleted(world: World, folder: str) -> None:
+    table = f"{PREFIX}-both"
+    for family in ("inet", "bridge"):
+        await world.kernel.apply_filter(f'table {family} {table} {{\n set s {{\n type ifname\n elements = {{ "lo" }}\n }}\n}}\n')
+    assert (await world.kernel.inventory(PREFIX, [folder])).tables == (f"bridge {table}", table)
+    await world.kernel.delete_table(table)
+    assert (await world.kernel.inventory(PREFIX, [folder])).tables == ()
+
+
+async def a_tap_is_a_port_of_its_bridge_until_deleted(world: World, folder: str) -> None:
+    kernel = world.kernel
+    await kernel.create_bridge(f"{PREFIX}br", "10.199.7.1/24")
+    await kernel.create_tap(f"{PREFIX}-t1", bridge=f"{PREFIX}br")
+    for name, bridge, number in (
+        (f"{PREFIX}-t1", f"{PREFIX}br", errno.EEXIST),
+        (f"{PREFIX}-t2", "absent", errno.ENODEV),
+        (f"{PREFIX}-t" + "x" * 9, f"{PREFIX}br", errno.ERANGE),
+    ):
+        assert await _refused(kernel.create_tap(name, bridge=bridge)) == number
+    assert (await kernel.inventory(PREFIX, [folder])).links == (f"{PREFIX}-t1", f"{PREFIX}br")
+    for rate in (1 << 20, 6 << 30, None, None):  # over 4 GiB/s: the kernel's short field is too small
+        await kernel.limit_link(f"{PREFIX}-t1", bytes_per_s=rate)
+    assert await _refused(kernel.limit_link("absent", bytes_per_s=1 << 20)) == errno.ENODEV
+    await kernel.reflect_link(f"{PREFIX}-t1")
+    assert await _refused(kernel.reflect_link("absent")) == errno.ENODEV
+    assert await _refused(kernel.reflect_link("lo")) == errno.EOPNOTSUPP
+    await kernel.delete_link(f"{PREFIX}-t1")
+    await kernel.delete_link(f"{PREFIX}br")
+    assert (await kernel.inventory(PREFIX, [folder])).links == ()
+
+
+async def _refused(call: Awaitable[object]) -> int | None:
+    try:
+        await call
+    except OSError as error:
+        return error.errno
+    raise AssertionError("it was not refused")
+
+
 async def prepare_twice_is_fine(world: World, folder: str) -> None:
     await world.disk.make_directory(f"{folder}/ns")
     await world.kernel.prepare(f"{folder}/ns/mounts")
@@ -159,6 +198,8 @@ BODIES: Final[dict[str, Body]] = {
         a_namespace_cannot_be_made_twice,
         the_namespace_of_nobody_and_our_own_are_not_pinned,
         a_table_is_applied_replaced_and_deleted,
+        both_families_tables_are_listed_and_deleted,
+        a_tap_is_a_port_of_its_bridge_until_deleted,
         prepare_twice_is_fine,
         facts_and_pressure_are_told,
         an_unknown_cgroup_has_no_use_and_deletes_quietly,

@@ -49,6 +49,7 @@ class Inventory(NamedTuple):
     cgroups: tuple[str, ...]
     """Each group and those below it, from the hierarchy's root ("/PREFIX/ID")."""
     tables: tuple[str, ...]
+    """Of the packet filter: "NAME" in family inet, "bridge NAME" in family bridge."""
 
 
 class ProcessFigures(NamedTuple):
@@ -129,6 +130,21 @@ class Kernel(Protocol):
     async def mount_overlay(self, target: str, *, lowers: Sequence[str], upper: str, work: str, volatile: bool = False) -> None:
         """Mount an overlay. `lowers` are ordered from the top; `volatile` skips syncs for a container whose files end with it."""
 
+    def erofs_supported(self) -> bool:
+        """Return whether the kernel knows EROFS. Whether it mounts it from files, on the file system in question, shows by mounting."""
+
+    async def mount_erofs(self, target: str, *, index: str, tar: str | None) -> None:
+        """Mount an EROFS file read-only, without set-user-id programs and devices. ENOTBLK: not from files (before Linux 6.12).
+
+        Args:
+            target: The folder.
+            index: The file.
+            tar: The file that an index without data is about (`Disk.index_layer`).
+        """
+
+    def mounts_below(self, root: str) -> Sequence[str]:
+        """Return the folders at and under `root` that something is mounted on, sorted."""
+
     async def mount_tmpfs(self, target: str, *, n_bytes: int) -> None:
         """Mount a memory file system of a bounded size."""
 
@@ -145,10 +161,23 @@ class Kernel(Protocol):
         """Unpin and remove; nothing there is fine. Links inside end with it."""
 
     async def create_bridge(self, name: str, address: str) -> None:
-        """Make a bridge, up, with `address` ("10.88.0.1/24"). One that exists is given the address if it lacks it."""
+        """Make a bridge, up, with `address` ("10.88.0.1/24"). One that exists is given the address if it lacks it.
+
+        What the host sends there from 127.0.0.1 is routed (route_localnet): the filter must drop what comes from there for it.
+        """
 
     async def create_veth(self, host_name: str, *, bridge: str, namespace: str, guest_name: str = "eth0") -> None:
         """Make a veth pair: one end on the bridge, up, the other inside the namespace as `guest_name`, up, without an address."""
+
+    async def create_tap(self, name: str, *, bridge: str) -> None:
+        """Make a persistent tap with virtio headers, up, a port of the bridge: whoever opens it is its other end. EEXIST: there is a link
+        of that name."""
+
+    async def limit_link(self, name: str, *, bytes_per_s: int | None) -> None:
+        """Let the host send into a link at most so much (None: without a limit); what is too fast waits a little, then is lost."""
+
+    async def reflect_link(self, name: str) -> None:
+        """Let the bridge send back through a port what came from it (hairpin mode), so that who is behind it reaches itself by the host."""
 
     async def configure_link(self, namespace: str, name: str, *, address: str, gateway: str) -> str:
         """Give a link inside a namespace its address ("10.88.0.2/24") and the default route; return its MAC address."""
@@ -162,6 +191,14 @@ class Kernel(Protocol):
     def cgroup_usage(self, cgroup: str) -> CgroupUsage:
         """Return the measured use of a group; `cgroup` is the path below each hierarchy ("/isopod-x/ID")."""
 
+    async def create_cgroup(
+        self, cgroup: str, *, cpus: float | None = None, memory_bytes_max: int | None = None, pids_max: int | None = None
+    ) -> tuple[str, ...]:
+        """Make a group, or keep one, with these limits (None: without that limit) and return its cgroup.procs files.
+
+        A process that writes itself into all of them is in the group. EOPNOTSUPP: a limit is asked for that nothing here can keep.
+        """
+
     async def kill_cgroup(self, cgroup: str) -> None:
         """Kill every process in a group and below it, and wait until it is empty (at most 5 s, then EBUSY)."""
 
@@ -172,7 +209,7 @@ class Kernel(Protocol):
         """Apply an nftables script atomically."""
 
     async def delete_table(self, name: str) -> None:
-        """Remove the `inet` table of that name; nothing there is fine."""
+        """Remove the `inet` and the `bridge` table of that name; nothing there is fine."""
 
     async def enable_forwarding(self) -> None:
         """Let the host route IPv4 between links."""

@@ -82,6 +82,8 @@ class Instance:
     async def kill(self, networks: Networks) -> None:
         """Let go as a killed daemon does: whatever it was doing in the kernel ends, its memory is lost."""
         await networks.wait_idle()
+        await networks._directory.close()  # its sockets end with a process
+        await networks._ports.close()
         self.opened.remove(networks)
 
     async def clear(self) -> None:
@@ -89,6 +91,8 @@ class Instance:
         kernel = self.world.kernel
         for networks in self.opened:
             await networks.wait_idle()
+            await networks._directory.close()
+            await networks._ports.close()
         inventory = await kernel.inventory(self.prefix, [self.folder])
         for link in inventory.links:
             await kernel.delete_link(link)

@@ -20,8 +20,25 @@ def test_resolv_keeps_what_a_container_can_use() -> None:
     host = (
         "# made by hand\n; old\nnameserver  192.0.2.1\nsearch example.org  example.net\noptions ndots:2 # two\n\nnameserver 2001:db8::1\n"
     )
-    kept = "nameserver 192.0.2.1\nsearch example.org example.net\noptions ndots:2 # two\nnameserver 2001:db8::1\n"
+    kept = "nameserver 192.0.2.1\nnameserver 2001:db8::1\nsearch example.org example.net\noptions ndots:2 # two\n"
     assert resolv_text(host) == kept
+
+
+def test_the_network_s_own_server_comes_first() -> None:
+    host = "nameserver 192.0.2.1\nnameserver 192.0.2.2\nnameserver 192.0.2.3\nsearch example.org\n"
+    assert resolv_text(host, "10.88.0.1").splitlines() == [
+        "nameserver 10.88.0.1",
+        "nameserver 192.0.2.1",
+        "nameserver 192.0.2.2",
+        "search example.org",
+        "options ndots:0",
+    ]
+    assert "ndots:0" not in resolv_text("options ndots:2 rotate\n", "10.88.0.1")
+
+
+def test_with_a_server_of_the_network_no_public_one_stands_in() -> None:
+    text = resolv_text("nameserver 127.0.0.53\n", "10.88.0.1")
+    assert [line for line in text.splitlines() if line.startswith("nameserver")] == ["nameserver 10.88.0.1"]
 
 
 def test_resolv_drops_loopback_servers_with_a_note() -> None:

@@ -2,15 +2,16 @@
 
 | object | name | example (prefix "isopod") |
 |---|---|---|
-| filter table | PREFIX | `inet isopod` |
+| filter tables | PREFIX | `inet isopod`, `bridge isopod` |
 | bridge of the default network | PREFIX0 | isopod0 |
 | bridge of a created network | PREFIX-b and 5 hexadecimal digits | isopod-b3fa21 |
 | host end of a veth pair, and its namespace's file | PREFIX-v and 5 hexadecimal digits | isopod-v09c4d |
+| tap of a virtual machine | PREFIX-t and 5 hexadecimal digits | isopod-t5e01b |
 
 Rules: a prefix is a lower-case letter and up to 7 lower-case letters or digits, so every link name fits IFNAMSIZ (15 characters), and a
 name can be read back in one way only: what stands before "-", or before the final "0", is the prefix. Two instances with different
 prefixes therefore never meet, although "iso" is the beginning of "iso2": what belongs to an instance is asked of `owns_*`, never of
-`startswith`. The packet filter compares names too: no wildcard appears in them.
+`startswith`. The packet filter compares names too; its one wildcard is PREFIX-t*, whose "-" no other prefix can have in that place.
 """
 
 import hashlib
@@ -59,6 +60,16 @@ def veth(prefix: str, digits: str) -> str:
     return f"{prefix}-v{digits}"
 
 
+def tap(prefix: str, digits: str) -> str:
+    """Return the name of a virtual machine's tap; `digits` as for `veth`."""
+    return f"{prefix}-t{digits}"
+
+
+def guest_mac(container_id: str) -> str:
+    """Return the address of a virtual machine's network card: locally administered, and the same for the same machine at each start."""
+    return ":".join(["0a", *(f"{octet:02x}" for octet in hashlib.sha256(container_id.encode()).digest()[:5])])
+
+
 def owns_bridge(prefix: str, link: str) -> bool:
     """Return whether `link` is a bridge of this very instance."""
     return link == default_bridge(prefix) or _has_digits(link, f"{prefix}-b")
@@ -67,6 +78,11 @@ def owns_bridge(prefix: str, link: str) -> bool:
 def owns_veth(prefix: str, link: str) -> bool:
     """Return whether `link` is the host end of a veth of this very instance."""
     return _has_digits(link, f"{prefix}-v")
+
+
+def owns_tap(prefix: str, link: str) -> bool:
+    """Return whether `link` is a tap of this very instance."""
+    return _has_digits(link, f"{prefix}-t")
 
 
 def _has_digits(link: str, head: str) -> bool:

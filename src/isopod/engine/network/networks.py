@@ -1,4 +1,5 @@
-"""Networks: the networks of one node and who is on them. The engine's only door to addresses, bridges, namespaces and the packet filter.
+"""Networks: the networks of one node and who is on them. The engine's only door to addresses, bridges, namespaces, taps, published ports,
+names and the packet filter.
 
 Life: `open` (bridges, filter, forwarding), `adopt` once (addresses of containers that run are taken again, everything else of ours that
 is left is removed, pools begin to fill), then any operation, then `close` (containers go on) and, if none is left, `dispose`.
@@ -14,12 +15,15 @@ Rules:
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from isopod.api.messages import Endpoint, NetworkRecord, NetworkSpec
+from isopod.api.messages import Container, Endpoint, NetworkRecord, NetworkSpec
 from isopod.engine.network import ipam, names
-from isopod.engine.network.attachments import Attachment, Attachments, Net
-from isopod.engine.network.filter import Bridge, render_table
+from isopod.engine.network.attachments import Attachment, Attachments, Fittings, Net, TapAttachment, Wants
+from isopod.engine.network.directory import Directory
+from isopod.engine.network.filter import Bridge
 from isopod.engine.network.owners import Owners
 from isopod.engine.network.pool import Pool, Wiring
+from isopod.engine.network.ports import Ports
+from isopod.engine.network.rules import Rules
 from isopod.engine.network.sequencer import Sequencer
 from isopod.engine.network.store import StoredNetwork, load_networks, save_networks
 from isopod.runtime.gate import Gate
@@ -34,11 +38,23 @@ from isopod.world.errors import (
     WrongState,
     from_os_error,
 )
-from isopod.world.ids import check_name
+from isopod.world.ids import SHORT_ID_CHARS, check_name
 from isopod.world.processes import ProcessIdentity
 from isopod.world.world import World
 
-__all__ = ["DEFAULT", "DEFAULT_POOL_SIZE", "DEFAULT_SUBNET", "HOST", "NETWORKS_MAX", "NONE", "Attachment", "Networks"]
+__all__ = [
+    "DEFAULT",
+    "DEFAULT_POOL_SIZE",
+    "DEFAULT_SUBNET",
+    "HOST",
+    "NETWORKS_MAX",
+    "NONE",
+    "Attachment",
+    "Networks",
+    "TapAttachment",
+    "Wants",
+    "wants_of",
+]
 
 DEFAULT: Final = "bridge"
 NONE: Final = "none"
@@ -67,7 +83,11 @@ class Networks:
         self._wiring = Wiring(world, folder=namespaces, prefix=prefix)
         self._owners = Owners(world.disk, f"{namespaces}-owners")
         self._sequencer = Sequencer(logger)
-        self._attachments = Attachments(world, self._wiring, self._owners, sequencer=self._sequencer, logger=logger)
+        self._rules = Rules(world.kernel, prefix)
+        self._ports = Ports(world, logger)
+        self._directory = Directory(world, logger)
+        fittings = Fittings(self._rules, self._ports, self._directory)
+        self._attachments = Attachments(world, self._wiring, self._owners, fittings=fittings, sequencer=self._sequencer, logger=logger)
         self._gate = Gate("networks")
         self._nets: dict[str, Net] = {}
 
@@ -105,8 +125,11 @@ class Networks:
         networks = cls(world, file=file, namespaces=namespaces, prefix=prefix, pool_size=pool_size, logger=logger, metrics=metrics)
         try:
             await networks._begin(default_subnet)
-        except OSError as error:
-            raise from_os_error(error, "set up networks of", prefix) from error
+        except BaseException as error:
+            await networks._directory.close()
+            if isinstance(error, OSError):
+                raise from_os_error(error, "set up networks of", prefix) from error
+            raise
         return networks
 
     async def adopt(self, owners: Mapping[str, Endpoint], *, spared: Sequence[str] = ()) -> None:
@@ -143,17 +166,22 @@ class Networks:
         if network not in _BUILT_IN:
             self._net(network)
 
-    async def attach(self, container_id: str, network: str, process: ProcessIdentity | None = None) -> Attachment:
+    async def attach(
+        self, container_id: str, network: str, process: ProcessIdentity | None = None, *, wants: Wants | None = None
+    ) -> Attachment:
         """Give a container its place in a network.
 
         Args:
             container_id: Whose.
             network: Which.
             process: Its first process, if it runs already, with a network of its own but on no bridge.
+            wants: Names, ports and rates; "none" and "host" have none of these.
 
         Raises:
             NotFound: No such network.
             AlreadyExists: The container is attached.
+            InUse: A port of the host is somebody else's.
+            InvalidArgument: An address that a port was asked for is none of this machine's.
             Exhausted: The network has no address left.
             UnavailableError: The kernel or a disk failed.
 
@@ -165,10 +193,37 @@ class Networks:
         if network == HOST:
             return Attachment("", Endpoint(network=HOST))
         with self._gate.hold():
-            return await self._attachments.attach(container_id, lambda: self._net(network), process)
+            return await self._attachments.attach(container_id, lambda: self._net(network), wants or Wants(), process)
+
+    async def attach_tap(self, container_id: str, network: str, *, wants: Wants | None = None) -> TapAttachment:
+        """Give a virtual machine its place in a network: a tap that is up, guarded, and waits for its monitor.
+
+        Args:
+            container_id: Whose.
+            network: Which; on "none" it gets no tap.
+            wants: Names, ports and rates.
+
+        Raises:
+            Unsupported: It is to be in the host's network.
+            IsopodError: As `attach`; nothing stays behind.
+        """
+        self.check(network)
+        if network == NONE:
+            return TapAttachment(None, Endpoint(network=NONE))
+        if network == HOST:
+            why = "it has a kernel, and so a network, of its own"
+            raise Unsupported("network host for a virtual machine", why, "choose a bridge network, or none")
+        with self._gate.hold():
+            return await self._attachments.attach_tap(container_id, lambda: self._net(network), wants or Wants())
+
+    def nameserver(self, network: str) -> str | None:
+        """Return where the names of a network are served; None if nowhere."""
+        return self._directory.nameserver(network)
 
     async def detach(self, container_id: str, *, waits: bool = False) -> None:
-        """Remove a container's namespace and link, and free its address; one that is not attached is fine. See the rules on when.
+        """Remove a sandbox's namespace and link, or tap, and free its address and ports; one that is not attached is fine.
+
+        See the rules of `attachments` on when.
 
         Args:
             container_id: Whose.
@@ -254,6 +309,9 @@ class Networks:
                 await self._attachments.end_rest(net)
         except OSError as error:
             raise from_os_error(error, "empty the network pools of", self._prefix) from error
+        finally:
+            await self._directory.close()
+            await self._ports.close()
 
     async def dispose(self) -> None:
         """Remove bridges and filter; the file stays, and the next `open` makes them again. Call it after `close`.
@@ -292,7 +350,14 @@ class Networks:
         await kernel.enable_forwarding()
         for net in self._nets.values():
             await kernel.create_bridge(net.stored.bridge, f"{net.subnet.gateway}/{net.subnet.prefix_length}")
-        await self._apply_filter()
+        # What is published goes on without a gap: who is really there yet, `adopt` finds out.
+        noted = await self._attachments.noted(self._nets)
+        await self._rules.begin(self._bridges(), noted, has_guard=f"bridge {self._prefix}" in inventory.tables)
+        for net in self._nets.values():
+            await self._serve_names(net)
+
+    async def _serve_names(self, net: Net) -> None:
+        await self._directory.open(net.stored.name, net.subnet.cidr, net.subnet.gateway)
 
     async def _choose_default(self, wanted: str, others: Sequence[StoredNetwork]) -> StoredNetwork:
         network = ipam.parse_subnet(wanted)
@@ -322,8 +387,9 @@ class Networks:
             net = self._make_net(await self._plan(spec))
             await kernel.create_bridge(net.stored.bridge, f"{net.subnet.gateway}/{net.subnet.prefix_length}")
             self._nets[spec.name] = net
-            await self._apply_filter()
+            await self._rules.set_bridges(self._bridges())
             await self._save()
+            await self._serve_names(net)
         except BaseException as error:
             if net is not None:
                 await self._undo_create(net)
@@ -353,9 +419,10 @@ class Networks:
     async def _undo_create(self, net: Net) -> None:
         was_filtered = self._nets.pop(net.stored.name, None) is not None
         try:
+            await self._directory.shut(net.stored.name)
             await self._world.kernel.delete_link(net.stored.bridge)
             if was_filtered:
-                await self._apply_filter()
+                await self._rules.set_bridges(self._bridges())
         except OSError as error:
             self._logger.error("network_undo_failed", network=net.stored.name, why=str(error))
 
@@ -374,17 +441,17 @@ class Networks:
         try:
             await net.pool.close()
             await self._attachments.end_rest(net)
+            await self._directory.shut(name)
             await self._world.kernel.delete_link(net.stored.bridge)
-            await self._apply_filter()
+            await self._rules.set_bridges(self._bridges())
         except OSError as error:
             raise from_os_error(error, "remove the bridge of network", name) from error
 
     async def _save(self) -> None:
         await save_networks(self._world.disk, self._file, [net.stored for net in self._nets.values()])
 
-    async def _apply_filter(self) -> None:
-        bridges = [Bridge(net.stored.bridge, net.subnet.cidr) for net in self._nets.values()]
-        await self._world.kernel.apply_filter(render_table(self._prefix, bridges))
+    def _bridges(self) -> Sequence[Bridge]:
+        return [Bridge(net.stored.bridge, net.subnet.cidr) for net in self._nets.values()]
 
     def _make_net(self, stored: StoredNetwork) -> Net:
         pool = Pool(self._wiring, stored.bridge, size=self._pool_size, logger=self._logger, metrics=self._metrics)
@@ -395,6 +462,16 @@ class Networks:
         if net is None:
             raise NotFound("network", name, "`isopod network ls` lists them, `isopod network create` makes one")
         return net
+
+
+def wants_of(record: Container) -> Wants:
+    """Return what a record asks of its network."""
+    return Wants(
+        names=(record.name, record.hostname, record.id[:SHORT_ID_CHARS]),
+        ports=record.ports,
+        bytes_per_s_in=record.resources.network_in_bytes_per_s,
+        bytes_per_s_out=record.resources.network_out_bytes_per_s,
+    )
 
 
 def _counted(container_ids: Sequence[str]) -> str:

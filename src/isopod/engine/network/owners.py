@@ -9,15 +9,24 @@ from collections.abc import Sequence
 
 import msgspec
 
+from isopod.api.messages import PortMapping
 from isopod.world.disk import Disk
 
 
 class Owner(msgspec.Struct, frozen=True):
-    """What an attached container holds: the name of a veth and namespace, and its address there."""
+    """What an attached container holds: the name of a veth and namespace, or of a tap, and its address there."""
 
     network: str
     name: str
     address: str
+    mac: str = ""
+    """Of a virtual machine: the one behind the tap."""
+    names: tuple[str, ...] = ()
+    """What it is called on the network."""
+    ports: tuple[PortMapping, ...] = ()
+    """What leads to it, with the host's ports that were chosen."""
+    bytes_per_s_out: int | None = None
+    """What it may send; what it may receive is a property of the link."""
 
 
 class Owners:

@@ -1,4 +1,5 @@
 """Prepared namespaces: a pool per network that hides what a namespace and a veth pair cost. See `Wiring` for what one of them is.
+Taps of virtual machines have no pool: one takes about a millisecond, beside the second that a machine needs.
 
 Rules: `take` never waits for the pool: when it is empty, one is made on the spot. Each `take` wakes one background filler, which makes
 one at a time and leaves the other processor to the container that starts. If filling fails it stops until the next `take`, whose caller
@@ -11,7 +12,7 @@ and `unpin` (0.6 ms) apart from `unlink`.
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from isopod.engine.network import names
@@ -26,7 +27,7 @@ UNLINKERS: Final = 3
 
 
 class Wiring:
-    """Makes and removes namespaces that hang on a bridge: a namespace's file and the host end of its veth pair, both of one name.
+    """Makes and removes what hangs on a bridge: a namespace's file and the host end of its veth pair, both of one name; or a tap.
 
     Args:
         world: Its kernel and chance are used.
@@ -56,7 +57,7 @@ class Wiring:
         Raises:
             OSError: The kernel refused; nothing is left behind.
         """
-        name = self._draw()
+        name = self._draw(names.veth)
         try:
             await self._kernel.create_namespace(self.path(name))
             await self._kernel.create_veth(name, bridge=bridge, namespace=self.path(name), guest_name=GUEST_LINK)
@@ -71,7 +72,7 @@ class Wiring:
         Raises:
             OSError: The kernel refused, or the process is gone; nothing is left behind.
         """
-        name = self._draw()
+        name = self._draw(names.veth)
         try:
             await self._kernel.pin_namespace(self.path(name), pid=process.pid, started_ticks=process.started_ticks)
             await self._kernel.create_veth(name, bridge=bridge, namespace=self.path(name), guest_name=GUEST_LINK)
@@ -80,8 +81,20 @@ class Wiring:
             raise
         return name
 
+    def draw_tap(self) -> str:
+        """Return the name of a tap that is to be made."""
+        return self._draw(names.tap)
+
+    async def make_tap(self, name: str, bridge: str) -> None:
+        """Make a tap of a drawn name. Do not cancel.
+
+        Raises:
+            OSError: The kernel refused; nothing is left behind.
+        """
+        await self._kernel.create_tap(name, bridge=bridge)
+
     async def unpin(self, name: str) -> None:
-        """End a namespace: at once for us, some milliseconds later for the kernel; one that is not there is fine. Do not cancel.
+        """End a namespace: at once for us, some milliseconds later for the kernel; where there is none (a tap) is fine. Do not cancel.
 
         Raises:
             OSError: The kernel refused; it may be tried again.
@@ -120,9 +133,9 @@ class Wiring:
             if failure is not None:
                 raise failure
 
-    def _draw(self) -> str:
+    def _draw(self, kind: Callable[[str, str], str]) -> str:
         while True:
-            name = names.veth(self._prefix, self._random.token_hex(names.DIGITS)[: names.DIGITS])
+            name = kind(self._prefix, self._random.token_hex(names.DIGITS)[: names.DIGITS])
             if name not in self._used:
                 self._used[name] = None
                 return name

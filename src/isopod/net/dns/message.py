@@ -1,4 +1,4 @@
-r"""DNS messages as bytes: pure functions that write a query and read an answer.
+r"""DNS messages as bytes: pure functions that write a query or a simple answer, and read both.
 
 Names are text in the form of zone files: lower case, no final dot, a dot inside a label written as "\.", other bytes than printable ASCII
 as "\DDD". Whatever a server sends, reading ends: a compression pointer must point before the name it stands in, each further one before
@@ -9,6 +9,7 @@ Sources: RFC 1035 sections 3 and 4, RFC 2782 (SRV), RFC 3596 (AAAA), RFC 6891 (E
 import enum
 import ipaddress
 import struct
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 NAME_BYTES_MAX: Final = 255
@@ -24,7 +25,10 @@ _SRV: Final = struct.Struct("!HHH")
 _U16: Final = struct.Struct("!H")
 _SOA_NUMBERS: Final = struct.Struct("!IIIII")
 _IN: Final = 1
-_RESPONSE, _TRUNCATED, _WANT_RECURSION = 0x8000, 0x0200, 0x0100
+_RESPONSE, _AUTHORITATIVE, _TRUNCATED, _WANT_RECURSION, _CAN_RECURSE = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080
+_OPCODE: Final = 0x7800
+_QUESTION_POINTER: Final = b"\xc0\x0c"
+"""To the name of the question, which begins behind the header."""
 _POINTER: Final = 0xC0
 _ESCAPED: Final = frozenset(b'\\."();@$')
 
@@ -116,6 +120,18 @@ class Message(NamedTuple):
     additional: tuple[Record, ...]
 
 
+class Query(NamedTuple):
+    """What a server needs to know of a message that asks it something."""
+
+    id: int
+    opcode: int
+    wants_recursion: bool
+    has_edns: bool
+    cls: int
+    """Of the question: 1 is IN."""
+    question: Question
+
+
 def encode_query(number: int, question: Question, *, udp_bytes: int = UDP_BYTES) -> bytes:
     """Return a query that asks for recursion.
 
@@ -130,6 +146,56 @@ def encode_query(number: int, question: Question, *, udp_bytes: int = UDP_BYTES)
     extra = b"\0" + _RECORD.pack(RecordType.OPT, udp_bytes, 0, 0) if udp_bytes else b""
     head = _HEADER.pack(number, _WANT_RECURSION, 1, 0, 0, 1 if udp_bytes else 0)
     return head + encode_name(question.name) + _QUESTION.pack(question.kind, _IN) + extra
+
+
+def encode_answer(
+    query: Query, records: Sequence[Record] = (), *, code: int = ResponseCode.NOERROR, authoritative: bool = False, bytes_max: int = 65535
+) -> bytes:
+    """Return an answer with A, AAAA, CNAME, NS and PTR records. One that is too large is cut to its question, and says so.
+
+    Args:
+        query: What is answered.
+        records: Those of other types are left out.
+        code: Why there are none, or NOERROR.
+        authoritative: Whether we are the ones who know.
+        bytes_max: How large it may be.
+    """
+    flags = _RESPONSE | _CAN_RECURSE | code | (_AUTHORITATIVE if authoritative else 0) | (_WANT_RECURSION if query.wants_recursion else 0)
+    question = encode_name(query.question.name) + _QUESTION.pack(query.question.kind, query.cls)
+    extra = b"\0" + _RECORD.pack(RecordType.OPT, UDP_BYTES, 0, 0) if query.has_edns else b""
+    rows = [row for record in records if (row := _encode_record(record, query.question.name))]
+    answer = _HEADER.pack(query.id, flags, 1, len(rows), 0, 1 if extra else 0) + question + b"".join(rows) + extra
+    if len(answer) <= bytes_max:
+        return answer
+    return _HEADER.pack(query.id, flags | _TRUNCATED, 1, 0, 0, 1 if extra else 0) + question + extra
+
+
+def encode_refusal(data: bytes, code: int) -> bytes:
+    """Return an answer without a question to a message that has at least its header, read or not."""
+    number, flags = _HEADER.unpack_from(data)[:2]
+    return _HEADER.pack(number, _RESPONSE | _CAN_RECURSE | (flags & (_OPCODE | _WANT_RECURSION)) | code, 0, 0, 0, 0)
+
+
+def is_question(data: bytes) -> bool:
+    """Return whether bytes have a message's header, and are no answer: only those may be answered, or two servers would never end."""
+    return len(data) >= _HEADER.size and not _HEADER.unpack_from(data)[1] & _RESPONSE
+
+
+def decode_query(data: bytes) -> Query:
+    """Read what somebody asks a server.
+
+    Raises:
+        MalformedMessage: It is no message, or does not have exactly one question.
+    """
+    message = decode(data)
+    if len(message.questions) != 1:
+        raise MalformedMessage(f"{len(message.questions)} questions")
+    flags, n_additional = _HEADER.unpack_from(data)[1], _HEADER.unpack_from(data)[5]
+    behind = decode_name(data, _HEADER.size)[1]
+    cls = _QUESTION.unpack_from(data, behind)[1]
+    # `decode` leaves OPT out; nothing else that it leaves out stands there in a question.
+    has_edns = n_additional > len(message.additional)
+    return Query(message.id, (flags & _OPCODE) >> 11, bool(flags & _WANT_RECURSION), has_edns, cls, message.questions[0])
 
 
 def decode(data: bytes) -> Message:
@@ -220,6 +286,17 @@ def decode_name(data: bytes, offset: int) -> tuple[str, int]:
                 raise MalformedMessage(f"a name has more than {NAME_BYTES_MAX} bytes")
             labels.append(_label_text(data[offset + 1 : offset + 1 + length]))
             offset += 1 + length
+
+
+def _encode_record(record: Record, asked: str) -> bytes:
+    owner = _QUESTION_POINTER if record.name == asked else encode_name(record.name)
+    if record.kind in (RecordType.A, RecordType.AAAA):
+        data = ipaddress.ip_address(str(record.data)).packed
+    elif record.kind in (RecordType.CNAME, RecordType.NS, RecordType.PTR):
+        data = encode_name(str(record.data))
+    else:
+        return b""
+    return owner + _RECORD.pack(record.kind, _IN, record.ttl_s, len(data)) + data
 
 
 def _decode_records(data: bytes, offset: int, count: int) -> tuple[list[Record], int]:

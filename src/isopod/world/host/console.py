@@ -137,6 +137,15 @@ def open_private(path: str) -> int:
     return posix.open(path, posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC | posix.O_NOFOLLOW, 0o600)
 
 
+def kind_of(path: str) -> str:
+    """Return "folder", "file" for anything else that is there, or "nothing"."""
+    try:
+        mode = posix.stat(path).st_mode
+    except OSError:
+        return "nothing"
+    return "folder" if mode & 0o170000 == 0o040000 else "file"
+
+
 def is_folder(path: str) -> bool:
     """Tell whether `path` is a directory."""
     try:
@@ -436,3 +445,42 @@ class Child:
         posix.close(self.fd)
         _pid, status = posix.waitpid(self._pid, 0)
         return posix.WEXITSTATUS(status) if posix.WIFEXITED(status) else 128 + posix.WTERMSIG(status)
+
+
+class Consumer:
+    """A helper program whose standard input is written here. `fd` takes its input; `finish` closes it and waits for the end."""
+
+    __slots__ = ("_is_over", "_pid", "fd")
+
+    def __init__(self, command: Sequence[str]) -> None:
+        """Start `command`, found along PATH, with our stdout and stderr.
+
+        Raises:
+            OSError: It cannot be started.
+        """
+        theirs, ours = posix.pipe2(posix.O_CLOEXEC)
+        try:
+            actions = [(posix.POSIX_SPAWN_DUP2, theirs, STDIN)]
+            default = [_signal.SIGPIPE]
+            self._pid = posix.posix_spawnp(command[0], list(command), posix.environ, file_actions=actions, setsigdef=default)
+        except OSError:
+            posix.close(ours)
+            raise
+        finally:
+            posix.close(theirs)
+        self.fd: Final = ours
+        self._is_over = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def finish(self) -> int:
+        """Close its input and return its exit code, 128 + N for signal N."""
+        self._is_over = True
+        posix.close(self.fd)
+        _pid, status = posix.waitpid(self._pid, 0)
+        return posix.WEXITSTATUS(status) if posix.WIFEXITED(status) else 128 + posix.WTERMSIG(status)
+
+    def __exit__(self, *_ended: object) -> None:
+        if not self._is_over:
+            self.finish()

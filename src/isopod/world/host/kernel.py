@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from isopod import _core
-from isopod.world.host import cgroups, figures, machine, mountspace
+from isopod.world.host import cgroup_limits, cgroups, figures, machine, mountspace
 from isopod.world.host.links import HostLinks
 from isopod.world.host.mountinfo import is_below, read_own
 from isopod.world.host.processes import HostProcesses
@@ -55,6 +55,18 @@ class HostKernel(HostLinks):
         """See `Kernel.mount_overlay`."""
         _core.mount_overlay(target, lowers, upper, work, volatile)
 
+    def erofs_supported(self) -> bool:
+        """See `Kernel.erofs_supported`."""
+        return _core.erofs_supported()
+
+    async def mount_erofs(self, target: str, *, index: str, tar: str | None) -> None:
+        """See `Kernel.mount_erofs`. In a thread: it may wait for the device."""
+        await self._workers.quick(_core.mount_erofs, target, index, tar)
+
+    def mounts_below(self, root: str) -> Sequence[str]:
+        """See `Kernel.mounts_below`."""
+        return sorted({mount.target for mount in read_own() if is_below(mount.target, root)})
+
     async def mount_tmpfs(self, target: str, *, n_bytes: int) -> None:
         """See `Kernel.mount_tmpfs`."""
         _core.mount_tmpfs(target, n_bytes)
@@ -70,6 +82,13 @@ class HostKernel(HostLinks):
     def cgroup_usage(self, cgroup: str) -> CgroupUsage:
         """See `Kernel.cgroup_usage`."""
         return cgroups.usage(self._cgroups(), cgroup)
+
+    async def create_cgroup(
+        self, cgroup: str, *, cpus: float | None = None, memory_bytes_max: int | None = None, pids_max: int | None = None
+    ) -> tuple[str, ...]:
+        """See `Kernel.create_cgroup`."""
+        limits = cgroup_limits.Limits(cpus, memory_bytes_max, pids_max)
+        return await self._workers.quick(cgroup_limits.create, self._cgroups(), cgroup, limits)
 
     async def kill_cgroup(self, cgroup: str) -> None:
         """See `Kernel.kill_cgroup`."""

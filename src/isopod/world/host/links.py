@@ -1,7 +1,8 @@
 """Network namespaces, links and the packet filter of the host.
 
-Links and namespaces are the Rust core's netlink; every call waits for the kernel's network lock, so it runs in a thread. The packet
-filter is nft(8) with the script on its stdin: one process per change, which is applied as a whole or not at all.
+Links and namespaces are the Rust core's netlink, taps and rates of links are in `taps`; every call waits for the kernel's network lock, so
+it runs in a thread. The packet filter is nft(8) with the script on its stdin: one process per change, which is applied as a whole or not
+at all.
 """
 
 import errno
@@ -11,14 +12,17 @@ from typing import Final
 
 from isopod import _core
 from isopod.world.errors import ToolMissing
-from isopod.world.host import mountspace
+from isopod.world.host import mountspace, taps
 from isopod.world.host.processes import HostProcesses
 from isopod.world.host.workers import Workers
 from isopod.world.processes import ProcessIdentity
 
 NFT_TIMEOUT_S: Final = 20.0
 IP_FORWARD: Final = "/proc/sys/net/ipv4/ip_forward"
+ROUTE_LOCALNET: Final = "/proc/sys/net/ipv4/conf/{}/route_localnet"
 OWN_NAMESPACE: Final = "/proc/self/ns/net"
+FAMILIES: Final = ("inet", "bridge")
+"""Of the packet filter's tables."""
 
 
 class HostLinks:
@@ -42,11 +46,23 @@ class HostLinks:
 
     async def create_bridge(self, name: str, address: str) -> None:
         """See `Kernel.create_bridge`."""
-        await self._workers.quick(_core.create_bridge, name, address)
+        await self._workers.quick(_create_bridge, name, address)
 
     async def create_veth(self, host_name: str, *, bridge: str, namespace: str, guest_name: str = "eth0") -> None:
         """See `Kernel.create_veth`."""
         await self._workers.quick(_core.create_veth, host_name, bridge, namespace, guest_name)
+
+    async def create_tap(self, name: str, *, bridge: str) -> None:
+        """See `Kernel.create_tap`."""
+        await self._workers.quick(taps.create_tap, name, bridge)
+
+    async def limit_link(self, name: str, *, bytes_per_s: int | None) -> None:
+        """See `Kernel.limit_link`."""
+        await self._workers.quick(taps.limit_link, name, bytes_per_s)
+
+    async def reflect_link(self, name: str) -> None:
+        """See `Kernel.reflect_link`."""
+        await self._workers.quick(taps.reflect_link, name)
 
     async def configure_link(self, namespace: str, name: str, *, address: str, gateway: str) -> str:
         """See `Kernel.configure_link`."""
@@ -74,15 +90,23 @@ class HostLinks:
         await self._nft(["-f", "-"], ruleset)
 
     async def delete_table(self, name: str) -> None:
-        """See `Kernel.delete_table`: made first, so that one script works whether it is there or not."""
-        await self.apply_filter(f"table inet {name}\ndelete table inet {name}\n")
+        """See `Kernel.delete_table`."""
+        doomed = [family for family, found in await self._tables() if found == name]
+        if doomed:
+            # Made first, so that one that somebody else removes meanwhile is no failure.
+            await self.apply_filter("".join(f"table {family} {name}\ndelete table {family} {name}\n" for family in doomed))
 
     async def tables(self, prefix: str) -> tuple[str, ...]:
-        """Return the sorted names of the `inet` tables that begin with `prefix`; () without nft."""
+        """Return the sorted names of the tables that begin with `prefix`, as `Inventory.tables` has them; () without nft."""
         if self._processes.which("nft") is None:
             return ()
-        rows = [line.split() for line in (await self._nft(["list", "tables", "inet"])).splitlines()]
-        return tuple(sorted(row[2] for row in rows if row[:2] == ["table", "inet"] and row[2].startswith(prefix)))
+        found = [(family, name) for family, name in await self._tables() if name.startswith(prefix)]
+        return tuple(sorted(name if family == "inet" else f"{family} {name}" for family, name in found))
+
+    async def _tables(self) -> Sequence[tuple[str, str]]:
+        """Return family and name of the tables of the families that nodes use."""
+        rows = [line.split() for line in (await self._nft(["list", "tables"])).splitlines()]
+        return [(row[1], row[2]) for row in rows if len(row) == 3 and row[1] in FAMILIES]
 
     async def _nft(self, arguments: Sequence[str], stdin: str = "") -> str:
         program = self._processes.which("nft")
@@ -93,6 +117,15 @@ class HostLinks:
             complaint = done.stderr.decode(errors="replace").strip() or f"nft ended with {done.returncode}"
             raise OSError(errno.EINVAL, complaint.splitlines()[0])
         return done.stdout.decode(errors="replace")
+
+
+def _create_bridge(name: str, address: str) -> None:
+    _core.create_bridge(name, address)
+    try:
+        _switch_on(ROUTE_LOCALNET.format(name))
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):  # then 127.0.0.1 leads to no container, all else works
+            raise
 
 
 def _switch_on(path: str) -> None:
