@@ -71,7 +71,14 @@ async def test_filter_scripts_apply_as_a_whole(sim_world: SimWorld) -> None:
     assert await refused(kernel.apply_filter("nonsense")) == errno.EINVAL
     assert list(filters.tables) == ["inet x"]
     await kernel.apply_filter("add element inet x published { 1 : 2 }")
-    assert "1 : 2" in filters.tables["inet x"]
+    assert filters.elements("inet x", "published") == {"1": "2"}
+    assert await refused(kernel.apply_filter("add element inet x published { 1 : 3 }")) == errno.EEXIST
+    assert await refused(kernel.apply_filter("delete element inet x published { 1, 2 }")) == errno.ENOENT
+    assert filters.elements("inet x", "published") == {"1": "2"}
+    await kernel.apply_filter(
+        "delete element inet x published { 1 }\nadd element inet x published { 1 : 3, 02:00:00:00:00:01 . 4 : 5 . 6 }"
+    )
+    assert filters.elements("inet x", "published") == {"1": "3", "02:00:00:00:00:01 . 4": "5 . 6"}
     await kernel.delete_table("x")
     await kernel.delete_table("x")
     assert filters.tables == {}

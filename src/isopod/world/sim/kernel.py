@@ -24,6 +24,7 @@ from isopod.world.kernel import (
     ProcessFigures,
 )
 from isopod.world.kernel import Kernel as KernelPort
+from isopod.world.sim import indexes
 from isopod.world.sim.filters import Filters
 from isopod.world.sim.inodes import FileSystem, Inode
 from isopod.world.sim.links import Links, NetworkNamespace
@@ -60,6 +61,8 @@ class SimKernel:
         self._namespaces: dict[Inode, NetworkNamespace] = {}
         self._pins: list[str] = []
         self._failures: list[int] = []
+        self.knows_erofs = True
+        """Whether layers can be mounted: set it False for an older kernel."""
         self.delay_s = 0.0
         """What every call takes longer."""
 
@@ -124,6 +127,27 @@ class SimKernel:
         if above.inode.file_system is not aside.inode.file_system or above.inode is aside.inode:
             fail(errno.EINVAL, work)
         self._view.mount(target, MergedNode(above.inode, layers))
+
+    def erofs_supported(self) -> bool:
+        """Return whether indexes can be mounted."""
+        return self.knows_erofs
+
+    async def mount_erofs(self, target: str, *, index: str, tar: str | None) -> None:
+        """Mount the tree that an index made by `SimDisk.index_layer` stands for. EINVAL, EUCLEAN: it does not fit its archive."""
+        await self._call()
+        if not self.knows_erofs:
+            fail(errno.ENODEV, target)
+        self._view.folder(target)
+        if tar is None:
+            fail(errno.EINVAL, index)
+        system = FileSystem(1 << 62, self._view.root.inode.file_system.now_ns, volatile=True)
+        indexes.fill(system.root, bytes(self._view.open_file(index).data), bytes(self._view.open_file(tar).data), index)
+        self._view.mount(target, PlainNode(system.root))
+        self._view.make_read_only(target)
+
+    def mounts_below(self, root: str) -> Sequence[str]:
+        """Return the folders at and under `root` that something is mounted on, sorted."""
+        return self._view.mounts_below(root)
 
     async def mount_tmpfs(self, target: str, *, n_bytes: int) -> None:
         """Mount a memory file system of a bounded size."""
@@ -190,6 +214,22 @@ class SimKernel:
         await self._call()
         self.links.create_veth(host_name, bridge=bridge, namespace=self.namespace_at(namespace), guest_name=guest_name)
 
+    async def create_tap(self, name: str, *, bridge: str) -> None:
+        """Make a persistent tap, up, a port of the bridge."""
+        await self._call()
+        self.links.create_tap(name, bridge=bridge)
+
+    async def limit_link(self, name: str, *, bytes_per_s: int | None) -> None:
+        """Note how much the host may send into a link."""
+        await self._call()
+        self.links.host.link(name).bytes_per_s = bytes_per_s
+
+    async def reflect_link(self, name: str) -> None:
+        """Let the bridge send back through a port what came from it."""
+        await self._call()
+        if self.links.host.link(name).master is None:
+            fail(errno.EOPNOTSUPP, name)
+
     async def configure_link(self, namespace: str, name: str, *, address: str, gateway: str) -> str:
         """Give a link inside a namespace its address and default route; return its MAC address."""
         await self._call()
@@ -206,7 +246,7 @@ class SimKernel:
         self.filters.apply(ruleset)
 
     async def delete_table(self, name: str) -> None:
-        """Remove the `inet` table of that name; nothing there is fine."""
+        """Remove the `inet` and the `bridge` table of that name; nothing there is fine."""
         await self._call()
         self.filters.delete(name)
 
@@ -237,6 +277,15 @@ class SimKernel:
             cpu_usage_ns=sum(group.cpu_usage_ns for group in family),
             n_pids=sum(len(group.members) for group in family),
         )
+
+    async def create_cgroup(
+        self, cgroup: str, *, cpus: float | None = None, memory_bytes_max: int | None = None, pids_max: int | None = None
+    ) -> tuple[str, ...]:
+        """Make a group, or keep one, with these limits (that of the CPU has no effect); return its cgroup.procs files."""
+        await self._call()
+        group = self.make_group(cgroup)
+        group.memory_bytes_max, group.pids_max = memory_bytes_max, pids_max
+        return tuple(f"/sys/fs/cgroup/{controller}{cgroup}/cgroup.procs" for controller in _CONTROLLERS)
 
     async def kill_cgroup(self, cgroup: str) -> None:
         """Kill every process in a group and below it, and wait until it is empty."""
@@ -296,7 +345,7 @@ class SimKernel:
             namespaces=tuple(sorted(namespaces)),
             links=tuple(sorted(name for name in self.links.host.links if name.startswith(prefix))),
             cgroups=tuple(sorted(path for path in self.groups if path.startswith("/" + prefix))),
-            tables=tuple(sorted(name for name in _inet_names(self.filters) if name.startswith(prefix))),
+            tables=self.filters.names(prefix),
         )
 
     async def process_figures(self) -> ProcessFigures:
@@ -353,10 +402,6 @@ class SimKernel:
 
     def _pseudo(self) -> Inode:
         return self._view.root.inode.file_system.new("file", 0o444)
-
-
-def _inet_names(filters: Filters) -> list[str]:
-    return [key.removeprefix("inet ") for key in filters.tables if key.startswith("inet ")]
 
 
 def _check_port(kernel: SimKernel) -> KernelPort:

@@ -1,4 +1,4 @@
-"""Links: the network objects of the simulated kernel: namespaces, bridges, veth pairs, addresses, routes.
+"""Links: the network objects of the simulated kernel: namespaces, bridges, veth pairs, taps, addresses, routes.
 
 Errors are those of netlink: EEXIST for a name that is taken, ENODEV for a link that is not there, ERANGE for a name that is too long.
 A namespace lives while it is pinned or a process is in it; its links end with it, and the other end of a veth pair with them.
@@ -22,7 +22,7 @@ class Link:
 
     Args:
         name: Its name in its namespace.
-        kind: "loopback", "bridge", "veth" or "ether".
+        kind: "loopback", "bridge", "veth", "tap" or "ether".
         mac: Its hardware address.
     """
 
@@ -32,6 +32,7 @@ class Link:
         self.mac = mac
         self.is_up = False
         self.master: str | None = None
+        self.bytes_per_s: int | None = None
         self.addresses: list[str] = []
         self.gateway: str | None = None
         self.peer: tuple[NetworkNamespace, str] | None = None
@@ -131,6 +132,13 @@ class Links:
         host.peer, guest.peer = (namespace, guest_name), (self.host, host_name)
         host.is_up = guest.is_up = True
         host.master = bridge
+
+    def create_tap(self, name: str, *, bridge: str) -> None:
+        """Make a tap on a bridge."""
+        if self.host.link(bridge).kind != "bridge":
+            fail(errno.EOPNOTSUPP, bridge)
+        link = self.host.add(Link(name, "tap", self._mac()))
+        link.is_up, link.master = True, bridge
 
     def configure(self, namespace: NetworkNamespace, name: str, *, address: str, gateway: str) -> str:
         """Set address and default route; return the hardware address."""

@@ -4,12 +4,12 @@ Programs use these directly, without the ports: they are part of the World, not 
 """
 
 from random import Random
-from typing import Final
+from typing import Final, NamedTuple
 
 from isopod.world.sim.clock import SimClock
 from isopod.world.sim.disk import SimDisk
 from isopod.world.sim.fabric import Station
-from isopod.world.sim.inodes import FileSystem
+from isopod.world.sim.inodes import FileSystem, Inode
 from isopod.world.sim.kernel import SimKernel
 from isopod.world.sim.loop import SimLoop
 from isopod.world.sim.network import SimNetwork
@@ -17,8 +17,9 @@ from isopod.world.sim.pages import SimPages
 from isopod.world.sim.processes import SimProcesses
 from isopod.world.sim.random import SimRandom
 from isopod.world.sim.shards import SimShards
-from isopod.world.sim.table import ProcessTable
+from isopod.world.sim.table import ProcessTable, SimProcess
 from isopod.world.sim.view import plain_view
+from isopod.world.sim.vm_faults import VmFaults
 
 DISK_BYTES: Final = 64 << 30
 _FOLDERS: Final = (
@@ -30,6 +31,13 @@ _FILES: Final = {
     "/etc/resolv.conf": b"nameserver 192.168.122.1\n",
     "/usr/share/containers/seccomp.json": b'{"defaultAction": "SCMP_ACT_ERRNO", "syscalls": []}\n',
 }
+
+
+class SharedFolder(NamedTuple):
+    """A folder that a daemon serves to a guest."""
+
+    folder: str
+    process: SimProcess
 
 
 class Machine:
@@ -57,6 +65,12 @@ class Machine:
         self.processes = SimProcesses(self.loop, self.random.stream("processes"), self.view, self.table)
         self.kernel = SimKernel(self.loop, self.random.stream("kernel"), self.view, self.table)
         self.pages = SimPages()
+        self.vms = VmFaults(self.random.stream("vm faults"), self._show_kvm)
+        """What goes wrong with microVMs, and what /dev/kvm is."""
+        self.layer_trees: dict[tuple[int, int], Inode] = {}
+        """Trees of image layers that guests have read, by the checksums of their files."""
+        self.shares: dict[str, SharedFolder] = {}
+        """What is served to guests, by the daemon's socket."""
         self.shards = SimShards(self.loop, self.random.stream("shards"), table=self.table, network=self.network, clock=self.clock)
         self.processes.bind(self)
         self._furnish()
@@ -74,6 +88,14 @@ class Machine:
         self.disk.crash()
         self.pages.reset()
         self.processes.n_boots += 1
+
+    def _show_kvm(self, is_there: bool) -> None:
+        """Make /dev/kvm, or take it away."""
+        if is_there != (self.view.find("/dev/kvm") is not None):
+            if is_there:
+                self.view.create("/dev/kvm", "device", 0o660).device = (10, 232)
+            else:
+                self.view.remove("/dev/kvm")
 
     def _furnish(self) -> None:
         """Make the folders and files that every machine has, durable."""

@@ -36,7 +36,7 @@ from isopod.world.sim.fabric import Link, Station
 from isopod.world.sim.inodes import Inode
 from isopod.world.sim.loop import SimLoop
 from isopod.world.sim.names import Names
-from isopod.world.sim.owners import Owner
+from isopod.world.sim.owners import OWNER, Owner
 from isopod.world.sim.packets import PacketEnd, PacketListener, PacketQueue
 from isopod.world.sim.pipe import Pipe
 from isopod.world.sim.streams import StreamEnd
@@ -103,6 +103,14 @@ class SimListener:
     def stop(self) -> None:
         """Stop accepting; the file stays."""
         self.is_open = False
+
+    def belong(self, owner: Owner) -> None:
+        """Let it belong to another process, as a descriptor does that was passed on: that one's end closes it."""
+        self.owner.forget(self._held)
+        self.owner = owner
+        self._held = owner.hold(self.stop)
+        self.context = Context()
+        self.context.run(OWNER.set, owner)
 
 
 class SimNetwork:

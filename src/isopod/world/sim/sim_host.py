@@ -4,7 +4,8 @@
 
 - `disk.crash()`, `disk.faults`, `disk.capacity_bytes`; `network.refuse_next()`, `network.listeners()`; `clock.step_ns()`,
   `clock.drift_ppm`;
-- `processes.table`, `processes.install()`, `processes.aborts`; `kernel.links`, `.groups`, `.filters`; `world.failpoints`;
+- `processes.table`, `processes.install()`, `processes.aborts`; `machine.vms` (faults of microVMs); `kernel.links`, `.groups`, `.filters`;
+  `world.failpoints`;
 - `spawn_node(coro)` runs code as a process of its own, whose `kill()` is a kill -9: its tasks, connections, files and locks end,
   while containers, their supervisors and the kernel's objects live on, for a new node on the same World to adopt; `hang()` is a SIGSTOP;
 - `power_cut()` ends all that lives and keeps what the disk had made durable; `power_off()` keeps the machine silent until `power_on()`.

@@ -125,6 +125,12 @@ class SimProcess:
         self.container: object = None
         """What the simulated runtime keeps about the container that this is the first process of."""
         self.pending_signals: list[int] = []
+        self.descriptors: dict[int, object] = {}
+        """What it was started with beside its stdio and its pipes, by number."""
+        self.claimed_bytes = 0
+        """Memory that it was promised, used or not."""
+        self.inside: Callable[[], list[SimProcess]] | None = None
+        """The processes of the machine that it emulates: they stand still with it. Their end is that machine's business."""
         self._waiters: list[asyncio.Future[None]] = []
 
     @property
@@ -198,6 +204,12 @@ class ProcessTable:
         context = Context()
         context.run(OWNER.set, process.owner)
         self._loop.create_task(self._main(process, body), context=context)
+
+    def run_in(self, process: SimProcess, work: Coroutine[Any, Any, None]) -> None:
+        """Let a live process do something more, beside its code."""
+        context = Context()
+        context.run(OWNER.set, process.owner)
+        self._loop.create_task(work, context=context)
 
     def live(self) -> list[SimProcess]:
         """Return the processes that live, by pid."""
@@ -302,6 +314,8 @@ class ProcessTable:
         """Stop a process as SIGSTOP does: it stands still where it is, until `go_on` or its end."""
         if process.is_alive:
             self._loop.hang(process.owner)
+            for each in process.inside() if process.inside is not None else ():
+                self.stop(each)
 
     def go_on(self, process: SimProcess) -> None:
         """Let a stopped process go on, as SIGCONT does."""
@@ -310,6 +324,8 @@ class ProcessTable:
             pending, process.pending_signals = process.pending_signals, []
             for number in pending:
                 self.signal(process, number)
+            for each in process.inside() if process.inside is not None else ():
+                self.go_on(each)
 
     def kill_all(self) -> None:
         """End every process: the machine lost its power."""

@@ -8,6 +8,7 @@ the first argument of `busybox`. A file that begins with "#!" is run by the shel
 import re
 import signal
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
 from typing import Final
 
 from isopod.world.sim.machine import Machine
@@ -80,7 +81,13 @@ async def run_command(machine: Machine, process: SimProcess) -> int:
     if applet is None:
         await job.error(f"{name}: applet not found")
         return _NOT_FOUND
-    return await applet(job, argv)
+    try:
+        return await applet(job, argv)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        await job.error(f"{name}: write error: {why(error)}")
+        return 1
 
 
 async def _shell(job: Job, argv: Sequence[str]) -> int:
@@ -190,6 +197,30 @@ async def _hostname(job: Job, _argv: Sequence[str]) -> int:
     return 0
 
 
+async def _uname(job: Job, argv: Sequence[str]) -> int:
+    flags = "".join(argv[1:]).replace("-", "") or "s"
+    words = {"s": "Linux", "n": job.container.config.hostname, "r": job.kernel.release, "m": job.machine.kernel.facts.architecture}
+    await job.out(" ".join(word for flag, word in words.items() if flag in flags or "a" in flags) + "\n")
+    return 0
+
+
+async def _nproc(job: Job, _argv: Sequence[str]) -> int:
+    await job.out(f"{job.kernel.n_cpus}\n")
+    return 0
+
+
+async def _date(job: Job, argv: Sequence[str]) -> int:
+    now_s = job.kernel.now_ns() // 10**9
+    wanted = argv[-1][1:].replace("%s", str(now_s)) if argv[-1].startswith("+") else "%a %b %e %H:%M:%S UTC %Y"
+    await job.out(datetime.fromtimestamp(now_s, UTC).strftime(wanted) + "\n")
+    return 0
+
+
+async def _sync(job: Job, _argv: Sequence[str]) -> int:
+    job.container.sync()
+    return 0
+
+
 async def _ls(job: Job, argv: Sequence[str]) -> int:
     names = [word for word in argv[1:] if not word.startswith("-")] or ["."]
     shows_hidden = any(word.startswith("-") and ("a" in word or "A" in word) for word in argv[1:])
@@ -274,11 +305,12 @@ def _signal_inside(job: Job, word: str, number: int) -> bool:
 
 async def _head(job: Job, argv: Sequence[str]) -> int:
     by_bytes, count, names = _count(argv[1:])
-    if names == ["/dev/zero"]:
+    if names in (["/dev/zero"], ["/dev/urandom"], ["/dev/random"]):
         left = count if by_bytes else 0
         while left > 0:
-            await job.out(bytes(min(left, _CHUNK_BYTES)))
-            left -= _CHUNK_BYTES
+            n_bytes = min(left, _CHUNK_BYTES)
+            await job.out(bytes(n_bytes) if names == ["/dev/zero"] else job.kernel.random.randbytes(n_bytes))
+            left -= n_bytes
         return 0
     data = job.read_file(names[0]) if names else await job.read_all()
     await job.out(data[:count] if by_bytes else b"".join(data.splitlines(keepends=True)[:count]))
@@ -288,7 +320,7 @@ async def _head(job: Job, argv: Sequence[str]) -> int:
 async def _tail(job: Job, argv: Sequence[str]) -> int:
     by_bytes, count, names = _count(argv[1:])
     if names and names[0] == "/dev/zero":
-        return await _hog(job, job.machine.kernel.facts.memory_bytes, "tail")
+        return await _hog(job, job.kernel.memory_bytes, "tail")
     data = job.read_file(names[0]) if names else await job.read_all()
     await job.out(data[-count:] if by_bytes else b"".join(data.splitlines(keepends=True)[-count:]))
     return 0
@@ -323,7 +355,7 @@ async def _hog(job: Job, n_bytes: int, name: str) -> int:
         job.machine.table.charge_memory(job.process, min(_HOG_STEP_BYTES, n_bytes - used))
         used += _HOG_STEP_BYTES
         await job.sleep(_HOG_STEP_S)
-    if used >= job.machine.kernel.facts.memory_bytes:
+    if used >= job.kernel.memory_bytes:
         await job.error(f"{name}: out of memory")
         return 1
     return 0
@@ -453,6 +485,7 @@ _APPLETS: Final[dict[str, Applet]] = {
     ":": _true,
     "ash": _shell,
     "cat": _cat,
+    "date": _date,
     "dd": _dd,
     "echo": _echo,
     "env": _env,
@@ -464,6 +497,7 @@ _APPLETS: Final[dict[str, Applet]] = {
     "kill": _kill,
     "ls": _ls,
     "mkdir": _mkdir,
+    "nproc": _nproc,
     "printf": _printf,
     "pwd": _pwd,
     "readlink": _readlink,
@@ -472,11 +506,13 @@ _APPLETS: Final[dict[str, Applet]] = {
     "sh": _shell,
     "sleep": _sleep,
     "stty": _stty,
+    "sync": _sync,
     "tail": _tail,
     "test": _test,
     "touch": _touch,
     "true": _true,
     "tty": _tty,
+    "uname": _uname,
     "wc": _wc,
     "yes": _yes,
 }

@@ -13,7 +13,6 @@ Source: its manual page and source (v2.1.6), read, and experiments.
 import asyncio
 import signal
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Final
 
 import msgspec
@@ -22,6 +21,7 @@ from isopod.world.sim.inodes import Inode
 from isopod.world.sim.machine import Machine
 from isopod.world.sim.packets import PacketEnd
 from isopod.world.sim.pipes import ReadEnd, WriteEnd, open_pipe, wait_any
+from isopod.world.sim.programs.container_log import ContainerLog
 from isopod.world.sim.programs.stdio import write_error, write_out
 from isopod.world.sim.table import SIGKILL, SimProcess
 from isopod.world.sim.terminal import Terminal
@@ -64,56 +64,6 @@ async def conmon(machine: Machine, process: SimProcess) -> int:
     return await _Supervisor(machine, process, options).run()
 
 
-class _Log:
-    """The container's log file in the k8s format.
-
-    Args:
-        machine: Where it lies.
-        drivers: The --log-path options.
-        n_bytes_max: Size at which it starts anew, or 0.
-    """
-
-    def __init__(self, machine: Machine, drivers: Sequence[str], n_bytes_max: int) -> None:
-        paths = [each.removeprefix("k8s-file:") for each in drivers if each not in ("none", "off", "null", "")]
-        self._path = paths[0] if paths else None
-        self._machine = machine
-        self._n_bytes_max = n_bytes_max
-        self._n_written = 0
-        self._inode: Inode | None = None
-        if self._path is not None:
-            self._inode = machine.view.open_file(self._path, create_mode=0o600)
-            machine.view.touched(self._path)
-
-    def write(self, stream: str, data: bytes) -> None:
-        """Log what came in one read; each line has the read's time."""
-        if self._path is None or self._inode is None:
-            return
-        now_ns = self._machine.clock.now_ns()
-        stamp = datetime.fromtimestamp(now_ns // 10**9, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-        prefix = f"{stamp}.{now_ns % 10**9:09d}+00:00 {stream} ".encode()
-        for line in _lines(data):
-            partial = not line.endswith(b"\n")
-            entry = prefix + (b"P " if partial else b"F ") + line + (b"\n" if partial else b"")
-            if self._n_bytes_max > 0 and self._n_written + len(entry) > self._n_bytes_max:
-                self.reopen()
-            self._inode.append(entry)
-            self._n_written += len(entry)
-        self._machine.view.touched(self._path)
-
-    def reopen(self) -> None:
-        """Start the file anew, in place of the old one."""
-        if self._path is not None:
-            temporary = self._path + ".tmp"
-            self._inode = self._machine.view.write(temporary, b"", 0o600)
-            self._machine.view.rename(temporary, self._path)
-            self._n_written = 0
-
-    def sync(self) -> None:
-        """Make it durable."""
-        if self._inode is not None:
-            self._inode.sync_data()
-
-
 class _Supervisor:
     """One run of conmon."""
 
@@ -130,7 +80,7 @@ class _Supervisor:
         self._container: SimProcess | None = None
         self._control = b""
         self._fifo: Inode | None = None
-        self._log: _Log | None = None
+        self._log: ContainerLog | None = None
 
     async def run(self) -> int:
         """Supervise from the start pipe to the exit file."""
@@ -140,7 +90,7 @@ class _Supervisor:
         if isinstance(start, ReadEnd):
             await start.read()
         await asyncio.sleep(self._machine.chance.uniform(*_STARTUP_S))
-        log = self._log = _Log(self._machine, self._options.get("--log-path", []), int(self._option("--log-size-max", "0")))
+        log = self._log = ContainerLog(self._machine, self._log_path(), int(self._option("--log-size-max", "0")))
         self._serve_attach()
         self._serve_control()
         if "--exec-attach" in self._options:
@@ -189,7 +139,7 @@ class _Supervisor:
             argv += ["--no-new-keyring"] if "--no-new-keyring" in self._options else []
         return [*argv, self._option("--cid", "")]
 
-    async def _carry(self, log: _Log, stdout: ReadEnd, stderr: ReadEnd) -> None:
+    async def _carry(self, log: ContainerLog, stdout: ReadEnd, stderr: ReadEnd) -> None:
         """Carry outputs until the container's process ended, then what is left of them."""
         container = self._container
         assert container is not None
@@ -202,7 +152,7 @@ class _Supervisor:
         while await self._carry_once(log, stdout, stderr):
             pass
 
-    async def _carry_once(self, log: _Log, stdout: ReadEnd, stderr: ReadEnd) -> bool:
+    async def _carry_once(self, log: ContainerLog, stdout: ReadEnd, stderr: ReadEnd) -> bool:
         out = self._terminal.take() if self._terminal is not None else stdout.read_nowait()
         err = stderr.read_nowait()
         for kind, stream, data in ((_STDOUT, "stdout", out), (_STDERR, "stderr", err)):
@@ -219,7 +169,7 @@ class _Supervisor:
             except OSError:
                 self._consoles.remove(console)
 
-    async def _conclude(self, log: _Log) -> int:
+    async def _conclude(self, log: ContainerLog) -> int:
         """Write the exit file, close what was served, report."""
         assert self._container is not None
         assert self._container.status is not None
@@ -327,14 +277,12 @@ class _Supervisor:
             except BrokenPipeError:
                 return  # who wanted to know is gone
 
+    def _log_path(self) -> str | None:
+        drivers = self._options.get("--log-path", [])
+        return next((each.removeprefix("k8s-file:") for each in drivers if each not in ("none", "off", "null", "")), None)
+
     def _option(self, name: str, default: str) -> str:
         return self._options.get(name, [default])[0]
-
-
-def _lines(data: bytes) -> list[bytes]:
-    """Split after each newline only."""
-    parts = data.split(b"\n")
-    return [part + b"\n" for part in parts[:-1]] + ([parts[-1]] if parts[-1] else [])
 
 
 def _parse(arguments: Sequence[str]) -> dict[str, list[str]]:

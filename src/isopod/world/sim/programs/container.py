@@ -5,7 +5,8 @@ the root file system, as crun does. Not modelled: user namespaces, capabilities,
 """
 
 import errno
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from random import Random
 from typing import Final, NamedTuple
 
 import msgspec
@@ -100,22 +101,44 @@ class Config(msgspec.Struct):
     linux: Linux = msgspec.field(default_factory=Linux)
 
 
+class KernelFacts(NamedTuple):
+    """What a kernel tells the processes on it."""
+
+    release: str
+    n_cpus: int
+    memory_bytes: int
+    now_ns: Callable[[], int]
+    """The wall clock."""
+    random: Random
+    """Behind /dev/urandom."""
+
+
 class Container:
-    """A container that was created. Kept by its first process.
+    """A container that was created, or the one world that a guest's processes see. Kept by its first process.
 
     Args:
         view: What it sees of files.
         config: Its configuration.
         group: Its control group.
         network: Its network namespace.
+        kernel: What its kernel tells, if that is not the machine's.
     """
 
-    def __init__(self, view: View, config: Config, group: Group, network: NetworkNamespace) -> None:
+    def __init__(self, view: View, config: Config, group: Group, network: NetworkNamespace, *, kernel: KernelFacts | None = None) -> None:
+        self.kernel = kernel
         self.view = view
         self.config = config
         self.group = group
         self.network = network
         self.pids = PidNamespace()
+        self.on_sync: Callable[[], None] | None = None
+
+    def sync(self) -> None:
+        """Let the kernel make its files durable: a container's are the machine's."""
+        if self.on_sync is not None:
+            self.on_sync()
+        else:
+            self.view.root.inode.file_system.root.sync_below()
 
     def adopt(self, process: SimProcess, spec: ProcessSpec) -> None:
         """Put a process into the container."""
@@ -149,7 +172,7 @@ def build_view(machine: Machine, bundle: str, config: Config) -> View:
     view = View(machine.view.folder(path))
     for mount in config.mounts:
         node = _source(machine, mount)
-        _make_target(view, mount.destination, is_folder=node.inode.kind == "directory")
+        make_target(view, mount.destination, is_folder=node.inode.kind == "directory")
         view.mount(mount.destination, node)
     for mount in config.mounts:
         if "ro" in mount.options:
@@ -188,7 +211,7 @@ def _source(machine: Machine, mount: Mount) -> Node:
         return machine.view.node(mount.source)
     root = FileSystem(_size(mount.options), machine.clock.now_ns, volatile=True).root
     if mount.destination == "/dev":
-        _make_devices(root)
+        make_devices(root)
     return PlainNode(root)
 
 
@@ -202,7 +225,8 @@ def _size(options: Sequence[str]) -> int:
     return _PSEUDO_BYTES
 
 
-def _make_devices(root: Inode) -> None:
+def make_devices(root: Inode) -> None:
+    """Furnish a /dev."""
     for name, numbers in _DEVICES.items():
         device = root.file_system.new("device", 0o666)
         device.device = numbers
@@ -211,7 +235,8 @@ def _make_devices(root: Inode) -> None:
         root.attach(name, root.file_system.new("directory", 0o755))
 
 
-def _make_target(view: View, path: str, *, is_folder: bool) -> None:
+def make_target(view: View, path: str, *, is_folder: bool) -> None:
+    """Make what is mounted over, if it is not there."""
     if view.find(path) is not None:
         return
     if is_folder:

@@ -12,7 +12,7 @@ from isopod.world.sim.inodes import Inode
 from isopod.world.sim.machine import Machine
 from isopod.world.sim.nodes import Node
 from isopod.world.sim.owners import Owner
-from isopod.world.sim.programs.container import Container, container_of
+from isopod.world.sim.programs.container import Container, KernelFacts, container_of
 from isopod.world.sim.programs.stdio import read_in, write_error, write_out
 from isopod.world.sim.table import SimProcess, frozen
 from isopod.world.sim.view import View, fail
@@ -39,6 +39,14 @@ class Job:
     def container(self) -> Container:
         """The container it runs in."""
         return container_of(self.process)
+
+    @property
+    def kernel(self) -> KernelFacts:
+        """What the kernel it runs on tells it."""
+        if self.container.kernel is not None:
+            return self.container.kernel
+        facts = self.machine.kernel.facts
+        return KernelFacts(facts.kernel, facts.n_cpus, facts.memory_bytes, self.machine.clock.now_ns, self.machine.random.stream("urandom"))
 
     @property
     def view(self) -> View:
