@@ -19,7 +19,7 @@ ifdef JOBS
 export CARGO_BUILD_JOBS := $(JOBS)
 endif
 
-.PHONY: help setup setup-tests core run stop test test-unit test-host test-rust test-v2 test-simulation test-failpoints test-all test-ci test-stress test-verbose lint format rows docs bench-run bench-runtime bench-journal bench-raft soak-runtime validate clean
+.PHONY: help setup setup-tests setup-vm core run stop test test-unit test-host test-rust test-v2 test-simulation test-failpoints test-all test-ci test-stress test-verbose lint format rows docs bench-run bench-runtime bench-journal bench-raft bench-microvm soak-runtime validate clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,8 +27,12 @@ help: ## List the targets
 setup: ## Install what is missing: Debian packages, the virtual environment, the Rust core, the launcher
 	@scripts/setup.sh
 
-setup-tests: ## Set up, and install what only tests use (curl, a headless browser)
+setup-tests: ## Set up, and install what only tests use (curl, a headless browser, virtual machines)
 	@scripts/setup.sh --tests
+	@scripts/guest.sh
+
+setup-vm: setup ## Install what virtual machines need: QEMU, a kernel for guests, their agent
+	@scripts/guest.sh
 
 core: ## Build the Rust core again if its sources changed
 	@scripts/setup.sh
@@ -48,8 +52,9 @@ test-unit: setup-tests ## Run the tests that need neither root nor the kernel's 
 test-host: setup-tests ## Run the tests that need root and the real kernel
 	@$(PYTEST) -m host $(ARGS)
 
-test-rust: setup ## Run the Rust core's own tests
+test-rust: setup ## Run the own tests of the Rust crates
 	@scripts/cargo.sh test --quiet
+	@CRATE=guest scripts/cargo.sh test --quiet
 
 test-v2: setup ## Run a part of them in a virtual machine with cgroup v2 only (fetches QEMU and a kernel; takes minutes)
 	@scripts/vm.sh
@@ -79,6 +84,7 @@ lint: setup ## Check format, style, types, floors, stubs, rows and generated fil
 format: setup ## Format the sources
 	@.venv/bin/ruff format . && .venv/bin/ruff check --select I --fix --quiet .
 	@scripts/cargo.sh fmt
+	@CRATE=guest scripts/cargo.sh fmt
 
 rows: setup ## Print the promises and the tests that keep them; fail if a claimed one has none
 	@$(PYTHON) -m scripts.rows
@@ -99,6 +105,9 @@ bench-journal: setup ## Measure the journal beside a bare write and fdatasync
 bench-raft: setup ## Measure three nodes beside three of etcd (installs it): writes, reads, fail-over, memory, the simulation's speed
 	@$(PYTHON) -m benchmarks.raft $(ARGS)
 
+bench-microvm: setup-vm ## Measure virtual machines beside bare QEMU: start, template, exec, stop, memory
+	@$(PYTHON) -m benchmarks.microvm $(ARGS)
+
 soak-runtime: setup ## Ten minutes at full load with clients that die, stall and misbehave; fail if anything leaks
 	@$(PYTHON) -m benchmarks.soak $(ARGS)
 
@@ -108,4 +117,4 @@ validate: setup ## Build, test, check and measure everything, and fail if any pa
 clean: stop ## Remove everything that was built, the virtual environment too
 	@rm -rf .venv build rust/target rust/*/target .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	@find src tests scripts benchmarks -name __pycache__ -prune -exec rm -rf {} +
-	@rm -f src/isopod/_core*.so
+	@rm -f src/isopod/_core*.so src/isopod/faces/grpc/*.binpb

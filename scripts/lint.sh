@@ -38,8 +38,11 @@ check "types" mypy
 check "floors" lint-imports --no-logo --cache-dir build/import_linter
 check "core's stubs" python -m mypy.stubtest --concise isopod._core
 check "shell scripts" check_shell
-check_rust "Rust format" fmt --check
-check_rust "Rust style" clippy --quiet --all-targets -- --deny warnings
+for CRATE in core guest; do
+    export CRATE
+    check_rust "Rust format: $CRATE" fmt --check
+    check_rust "Rust style: $CRATE" clippy --quiet --all-targets -- --deny warnings
+done
 check "rows" python -m scripts.rows --quiet
 check "generated documents" python -m scripts.docs --check
 check "API reference" python -m scripts.reference --check

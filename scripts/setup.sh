@@ -1,15 +1,16 @@
 #!/bin/bash
 # Set-up: makes a fresh Debian 12 machine able to build, run and test isopod. Safe to repeat, and quick when all is there.
 #
-# With --tests it also installs what only tests use: independent peers (curl, a headless browser).
-# Four steps, each skipped when its result is in place: Debian packages, the virtual environment (exactly the versions of
-# requirements.lock), the Rust core, the launcher .venv/bin/isopod. Rules: apt-get only for what is missing; the package lists are
+# With --tests it also installs what only tests use: independent peers (curl, a headless browser, erofs-utils, nix).
+# Five steps, each skipped when its result is in place: Debian packages, the virtual environment (exactly the versions of
+# requirements.lock), the descriptors of the gRPC protocol, the Rust core, the launcher .venv/bin/isopod. Rules: apt-get only for what is missing; the package lists are
 # fetched only when they do not know a package or are too old to install it; no step needs a terminal.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 readonly ROOT=$PWD
 readonly STAMP=.venv/setup.stamp
 readonly CORE_STAMP=build/core.stamp
+readonly PROTOCOL=src/isopod/faces/grpc/blixard.binpb
 . scripts/rust.sh
 
 # What a node needs, and what building and testing it needs.
@@ -17,7 +18,7 @@ readonly PACKAGES=(
     ca-certificates python3 python3-venv gcc libc6-dev protobuf-compiler
     crun runc conmon busybox-static nftables iproute2 golang-github-containers-common
 )
-readonly TEST_PACKAGES=(curl chromium-headless-shell)
+readonly TEST_PACKAGES=(curl chromium-headless-shell erofs-utils nix-bin)
 
 say() { printf 'set-up: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 1; }
@@ -81,6 +82,13 @@ LAUNCHER
     mv .venv/bin/isopod.new .venv/bin/isopod
 }
 
+# The descriptors of the gRPC protocol, beside the package that serves it.
+ensure_protocol() {
+    if [ -e "$PROTOCOL" ] && [ -z "$(find proto -name '*.proto' -newer "$PROTOCOL")" ]; then return; fi
+    say "compiling the gRPC protocol"
+    protoc --proto_path=proto --include_imports --descriptor_set_out="$PROTOCOL" blixard.proto blixard_raft.proto
+}
+
 ensure_core() {
     local want
     want=$({ .venv/bin/python --version; find rust -name target -prune -o -type f \( -name '*.rs' -o -name 'Cargo.*' \) -print0 |
@@ -104,4 +112,5 @@ case "${1-}" in
     *) fail "unknown argument: $1" ;;
 esac
 ensure_environment
+ensure_protocol
 ensure_core

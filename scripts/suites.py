@@ -59,6 +59,8 @@ _CONSENSUS: Final = ("tests/sim", "tests/testing", "tests/cluster")
 _STORAGE: Final = ("tests/journal", "tests/world")
 _PLAIN: Final = ("tests/wire", "tests/runtime", "tests/net", "tests/api", "tests/telemetry", "tests/cli", "tests/parity", "tests/project")
 
+_ENGINE: Final = ("tests/engine", "tests/node", "tests/faces", "tests/guest", "tests/shim", "tests/examples")
+
 SUITES: Final[Mapping[str, tuple[Group, ...]]] = MappingProxyType(
     {
         "simulation": (Group("simulation", ("tests/sim", "tests/testing"), "consensus"),),
@@ -67,7 +69,7 @@ SUITES: Final[Mapping[str, tuple[Group, ...]]] = MappingProxyType(
             Group("consensus", _CONSENSUS, "consensus", "not host"),
             Group("storage", _STORAGE, "storage", "not host"),
             Group("plain", _PLAIN, "plain", "not host"),
-            Group("engine", ("tests/engine", "tests/node", "tests/examples"), "plain", "not host"),
+            Group("engine", _ENGINE, "plain", "not host"),
             Group("kernel", ("tests",), "kernel", "host"),
         ),
     }

@@ -5,8 +5,8 @@ import json
 import msgspec
 import pytest
 
+from isopod.api import machines, methods
 from isopod.api import messages as m
-from isopod.api import methods
 from isopod.api.render import container_status, facts, render
 from isopod.world.errors import InvalidArgument
 
@@ -76,3 +76,19 @@ def test_a_format_that_does_not_exist_is_refused() -> None:
 )
 def test_states_in_words(changes: dict[str, object], words: str) -> None:
     assert container_status(msgspec.structs.replace(BOX, **changes), 105.0) == words
+
+
+@pytest.mark.row("B10")
+def test_a_virtual_machine_as_facts() -> None:
+    vm = m.VmSettings(driver="auto", vcpus=2, memory_bytes=256 << 20, disk_bytes=10 << 30)
+    record = msgspec.structs.replace(BOX, isolation="vm", vm=vm, accelerator="tcg", origin="template")
+    snapshot = machines.VmSnapshot(name="before", created_at_ns=1, memory_bytes=1, disk_bytes=1)
+    state = machines.VmState(container=record, machine="running", agent="0.1.0", guest_kernel="6.12", silent_s=0.25, snapshots=(snapshot,))
+    lines = render(methods.VM_STATUS.name, state, form="table", now_s=220.0).splitlines()
+    assert "machine: running" in lines
+    assert "vcpus: 2" in lines
+    assert "memory: 256.0 MiB" in lines
+    assert "started from: template" in lines
+    assert "guest last heard: 0.2 s ago" in lines
+    assert "snapshots: before" in lines
+    assert "why: none" in lines

@@ -20,7 +20,7 @@ NOWHERE = ["-H", "/nonexistent/socket"]
         (["network", ""], ["connect", "create", "disconnect", "inspect", "list", "ls", "remove", "rm"]),
         (["ne"], ["network"]),
         (["--v"], ["--version"]),
-        (["run", "--d"], ["--detach"]),
+        (["run", "--d"], ["--detach", "--disk", "--driver"]),
         (["ps", "--format", ""], ["json", "table"]),
         (["kill", "-s", "USR"], ["USR1", "USR2"]),
         (["completion", ""], ["bash", "fish", "zsh"]),

@@ -80,5 +80,5 @@ def test_everyday_commands_import_little(folder: str, line: str) -> None:
     assert ended.returncode == 0
     assert "isopod.cli.lean" in imported
     assert imported & BANNED == set()
-    assert len([name for name in imported if name.startswith("isopod")]) <= 21
+    assert len([name for name in imported if name.startswith("isopod")]) <= 22
     assert imported & ALSO_NOT_ON_SUCCESS == set()

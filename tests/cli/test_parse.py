@@ -132,7 +132,9 @@ def test_grammar_is_sound() -> None:
     for command in grammar.COMMANDS:
         spellings = [name for option in (*command.options, *grammar.GLOBAL_OPTIONS) for name in option.names]
         assert len(set(spellings)) == len(spellings), command.name
-        assert not any(argument.many or argument.optional for argument in command.arguments[:-1]), command.name
+        assert not any(argument.many for argument in command.arguments[:-1]), command.name
+        optional = [argument.optional for argument in command.arguments]
+        assert optional == sorted(optional), f"{command.name}: what may be left out comes last"
         assert all(len(name.split()) == 1 or name.split()[0] in groups for name in command.names), command.name
         for example in command.examples:
             inner = example.split("isopod ", 1)[1].split(" > ")[0]

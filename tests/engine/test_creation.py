@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from isopod.api.messages import ContainerSpec, Image, ImageConfig, Mount, Resources
+from isopod.api.messages import ContainerSpec, Image, ImageConfig, Mount, PortMapping, Resources
 from isopod.engine.creation import first_record
 from isopod.world.errors import InvalidArgument
 from isopod.world.world import World
@@ -52,6 +52,10 @@ def test_what_was_said_wins() -> None:
         {"resources": Resources(cpus=0)},
         {"resources": Resources(pids_max=0)},
         {"resources": Resources(disk_bytes_max=1 << 30)},
+        {"resources": Resources(network_in_bytes_per_s=100)},
+        {"resources": Resources(network_out_bytes_per_s=1 << 40)},
+        {"ports": (PortMapping(port=0),)},
+        {"ports": (PortMapping(port=80),), "network": "host"},
         {"mounts": (Mount(source="/a", destination="relative"),)},
         {"mounts": (Mount(source="/a", destination="/x/../../y"),)},
         {"mounts": (Mount(source="/a", destination="/proc/sys"),)},

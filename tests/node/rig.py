@@ -29,10 +29,32 @@ from isopod.world.world import World
 IMAGE = "isopod/busybox"
 APPLETS = (
     *("sh", "true", "false", "echo", "cat", "sleep", "ls", "touch", "env", "pwd", "id", "hostname", "ip", "ping", "mount", "dd", "kill"),
-    *("grep", "head", "tail", "wc", "tr", "seq", "stty", "tty", "mkdir", "rm", "chmod", "mknod", "test", "stat", "readlink", "yes", "awk"),
+    *(
+        "grep",
+        "head",
+        "tail",
+        "wc",
+        "tr",
+        "seq",
+        "stty",
+        "tty",
+        "mkdir",
+        "rm",
+        "chmod",
+        "mknod",
+        "test",
+        "stat",
+        "readlink",
+        "yes",
+        "awk",
+        "uname",
+    ),
+    *("nproc", "date", "sync"),
 )
 START_TIMEOUT_S = 20.0
 BUSYBOX = "/bin/busybox"
+PROGRAMS = ("conmon", "crun", "runc", "isopod-shim", "qemu-system-x86_64", "virtiofsd")
+"""What runs beside a node on the host."""
 
 
 class Result(NamedTuple):
@@ -266,6 +288,8 @@ class HostBackend:
     def __init__(self, world: World, folder: str) -> None:
         self.world = world
         self.folder = folder
+        self.more_flags: list[str] = []
+        self.more_environment: dict[str, str] = {}
         self._node: subprocess.Popen[bytes] | None = None
         self._mounts_before: list[str] = []
         self._log = open(f"{folder}/node.log", "ab")  # noqa: SIM115 - closed in `close`
@@ -274,6 +298,11 @@ class HostBackend:
         )
         assert self._holder.stdout is not None
         self._holder.stdout.readline()
+
+    @property
+    def enter(self) -> list[str]:
+        """What runs a command in the node's network namespace, before that command."""
+        return ["nsenter", f"--net=/proc/{self._holder.pid}/ns/net"]
 
     @property
     def pid(self) -> int:
@@ -303,11 +332,13 @@ class HostBackend:
         flags += ["--default-subnet", config.default_subnet, "--pool-size", str(config.pool_size)]
         flags += ["--runtime", config.runtime, "--event-loop", config.event_loop, "--shards", str(config.shards)]
         flags += ["--socket-group", config.socket_group]
+        flags += self.more_flags
         if config.telemetry:
             flags += ["--telemetry", config.telemetry]
         program = "import sys; from isopod.node.main import main; sys.exit(main(sys.argv[1:]))"
         argv = ["nsenter", f"--net=/proc/{self._holder.pid}/ns/net", sys.executable, "-c", program, *flags]
         env = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(path for path in sys.path if path.endswith("src"))}
+        env |= self.more_environment
         self._node = subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL, stderr=self._log)
 
     async def kill(self) -> None:
@@ -363,7 +394,7 @@ class HostBackend:
         found = []
         for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
             words = _read(f"/proc/{pid}/cmdline").split("\0")
-            if words and os.path.basename(words[0]) in ("conmon", "crun", "runc") and any(word.startswith(self.folder) for word in words):
+            if words and os.path.basename(words[0]) in PROGRAMS and any(word.startswith(self.folder) for word in words):
                 found.append(pid)
         return found
 

@@ -46,6 +46,7 @@ ALLOWED: Final = {
     # The simulation: seeded generators; the memory disk's reader of archives, which writes nothing.
     "isopod.world.sim": frozenset({"random"}),
     "isopod.world.sim.layers": frozenset({"tarfile"}),
+    "isopod.world.sim.programs.guest_files": frozenset({"tarfile"}),
     "isopod.world.sim.tls": frozenset({"ssl"}),
 }
 NEVER: Final = frozenset({"asyncio.TaskGroup", "asyncio.wait", "asyncio.as_completed"})

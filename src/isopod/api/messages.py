@@ -14,6 +14,7 @@ VmMachine = Literal["microvm", "q35"]
 Health = Literal["none", "starting", "healthy", "unhealthy"]
 Status = Literal["created", "starting", "running", "paused", "restarting", "stopping", "exited", "removing", "unknown"]
 MountKind = Literal["bind", "volume", "tmpfs"]
+Protocol = Literal["tcp", "udp"]
 EventKind = Literal["created", "deleted", "status", "resources", "network", "mounts", "labels", "environment", "health"]
 
 
@@ -48,6 +49,21 @@ class Resources(Message, frozen=True, kw_only=True):
     cpus: float | None = None
     pids_max: int | None = None
     disk_bytes_max: int | None = None
+    network_in_bytes_per_s: int | None = None
+    """What it may receive, as `network_out_bytes_per_s` what it may send."""
+    network_out_bytes_per_s: int | None = None
+
+
+class PortMapping(Message, frozen=True, kw_only=True):
+    """A port of the host that leads to one of a container."""
+
+    port: int
+    """The container's."""
+    host_port: int = 0
+    """The host's; 0 asks for a free one, which is chosen when the container starts."""
+    host_ip: str = ""
+    """Only what arrives for this address of the host; "" for all of them."""
+    protocol: Protocol = "tcp"
 
 
 class Endpoint(Message, frozen=True, kw_only=True):
@@ -60,7 +76,9 @@ class Endpoint(Message, frozen=True, kw_only=True):
     gateway: str | None = None
     mac_address: str | None = None
     ports: dict[int, int] = {}
-    """Host port to container port."""
+    """Host port to container port, of TCP; all of it is in `published`."""
+    published: tuple[PortMapping, ...] = ()
+    """What is published while it runs, with the ports that were chosen."""
 
 
 class HealthCheck(Message, frozen=True, kw_only=True):
@@ -146,6 +164,8 @@ class Container(Message, frozen=True, kw_only=True):
     """What its health check found; "none" without one."""
     health_check: HealthCheck | None = None
     network: Endpoint
+    ports: tuple[PortMapping, ...] = ()
+    """What is to be published at each start."""
     resources: Resources = Resources()
     mounts: tuple[Mount, ...] = ()
     revision: int = 0
@@ -172,6 +192,7 @@ class ContainerSpec(Message, frozen=True, kw_only=True):
     """NAME, UID, NAME:GROUP or UID:GID; names are looked up inside the image."""
     hostname: str = ""
     network: str = "bridge"
+    ports: tuple[PortMapping, ...] = ()
     resources: Resources = Resources()
     mounts: tuple[Mount, ...] = ()
     health_check: HealthCheck | None = None
@@ -327,81 +348,6 @@ class CommitContainer(Message, frozen=True, kw_only=True):
     image: str
 
 
-# --- virtual machines -------------------------------------------------------------------------------------------------
-
-
-class VmSnapshotRequest(Message, frozen=True, kw_only=True):
-    """Write down what a virtual machine is at this moment, or go back to that."""
-
-    name: str
-    snapshot: str = "latest"
-
-
-class VmSnapshot(Message, frozen=True, kw_only=True):
-    """A stored moment of a virtual machine."""
-
-    name: str
-    created_at_ns: int
-    memory_bytes: int
-    """What its memory takes on the disk."""
-    disk_bytes: int
-    """What its disk takes on the disk."""
-
-
-class VmSnapshotList(Message, frozen=True, kw_only=True):
-    """Newest first."""
-
-    snapshots: tuple[VmSnapshot, ...]
-
-
-class ResizeVm(Message, frozen=True, kw_only=True):
-    """Give a virtual machine other memory or processors; None leaves it."""
-
-    name: str
-    vcpus: int | None = None
-    memory_bytes: int | None = None
-
-
-class VmConsole(Message, frozen=True, kw_only=True):
-    """Look at, and type on, a virtual machine's console."""
-
-    name: str
-    tail_bytes: Annotated[int, msgspec.Meta(ge=0, le=65536)] = 16384
-    """So much of what it showed before comes first."""
-    follow: bool = True
-    """Whether to stay until the machine or the client ends."""
-
-
-class VmState(Message, frozen=True, kw_only=True):
-    """What a virtual machine does, asked of itself. Fields are None where nothing runs or it does not say."""
-
-    container: Container
-    machine: str = "shutdown"
-    """What its monitor says: running, paused, shutdown, panicked or unknown."""
-    agent: str | None = None
-    """The version of the guest's agent, None while it has not answered."""
-    guest_kernel: str | None = None
-    silent_s: float | None = None
-    """How long the guest has said nothing."""
-    snapshots: tuple[VmSnapshot, ...] = ()
-    why: str = ""
-    """Why it is not as it should be."""
-
-
-class CopyFrom(Message, frozen=True, kw_only=True):
-    """Stream a file or folder of a container as a tar archive."""
-
-    name: str
-    path: str
-
-
-class CopyTo(Message, frozen=True, kw_only=True):
-    """Unpack a tar archive, which the client streams, in a folder of a container."""
-
-    name: str
-    path: str
-
-
 # --- containers: events and use ---------------------------------------------------------------------------------------
 
 
@@ -424,6 +370,7 @@ class Event(Item, frozen=True, kw_only=True, omit_defaults=True, tag="event"):
     network: str = ""
     network_before: str = ""
     resources: Resources | None = None
+    vm: VmSettings | None = None
     mount_added: Mount | None = None
     mount_removed: str = ""
     labels: dict[str, str] | None = None

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from isopod.api import cluster, methods
+from isopod.api import cluster, machines, methods
 from isopod.api import messages as m
 from isopod.world.errors import InvalidArgument
 from isopod.world.ids import short
@@ -137,6 +137,8 @@ def render(method: str, reply: msgspec.Struct, *, form: Format, now_s: float) ->
         return table(listing[1], rows, now_s) if form == "table" else as_json(rows)
     if form == "table" and isinstance(reply, cluster.ClusterStatus):
         return _cluster_status(reply, now_s)
+    if form == "table" and isinstance(reply, machines.VmState):
+        return _vm_state(reply, now_s)
     if form == "table" and method in _FACTS:
         return facts(msgspec.to_builtins(reply))
     return as_json(reply)
@@ -156,6 +158,27 @@ def _cluster_status(status: cluster.ClusterStatus, now_s: float) -> str:
     if status.why:
         lines.append(f"why: {status.why}\n")
     return "".join(lines) + "nodes:\n" + table(MEMBERS, status.nodes, now_s)
+
+
+def _vm_state(state: machines.VmState, now_s: float) -> str:
+    """Return what a virtual machine is and does as facts."""
+    record = state.container
+    vm = record.vm
+    told: dict[str, Any] = {"name": record.name, "id": record.id, "status": container_status(record, now_s), "machine": state.machine}
+    if vm is not None:
+        told |= {"driver": vm.driver, "vcpus": vm.vcpus, "memory_bytes": vm.memory_bytes, "disk_bytes": vm.disk_bytes}
+    told |= {
+        "made of": (vm.config if vm is not None else "") or record.image,
+        "accelerator": record.accelerator or None,
+        "started from": record.origin or None,
+        "address": record.network.ip_address,
+        "guest kernel": state.guest_kernel,
+        "agent": state.agent,
+        "guest last heard": None if state.silent_s is None else f"{state.silent_s:.1f} s ago",
+        "snapshots": ", ".join(snapshot.name for snapshot in state.snapshots) or None,
+        "why": state.why or None,
+    }
+    return facts(told)
 
 
 def table(columns: Sequence[Column], rows: Sequence[Any], now_s: float) -> str:

@@ -268,7 +268,13 @@ def _spec(parsed: Parsed) -> Body:
     """Return the ContainerSpec that the options of run and create describe."""
     from isopod.cli.options import health_check, labels, mount, resources
 
+    machine: Body = {}
+    if parsed.value("isolation") == "vm":
+        from isopod.cli.vm import options
+
+        machine = {"isolation": "vm", "vm": {**options(parsed), "memory_bytes": None}}
     return {
+        **machine,
         "image": parsed.words[0],
         "command": parsed.words[1:],
         "name": parsed.value("name"),
@@ -278,6 +284,7 @@ def _spec(parsed: Parsed) -> Body:
         "user": parsed.value("user"),
         "hostname": parsed.value("hostname"),
         "network": parsed.value("network", "bridge"),
+        "ports": _ports(parsed.values("publish")),
         "resources": resources(parsed),
         "mounts": [mount(text) for text in parsed.values("volume")],
         "health_check": health_check(parsed),
@@ -285,6 +292,14 @@ def _spec(parsed: Parsed) -> Body:
         "stdin_open": parsed.flag("interactive"),
         "auto_remove": parsed.flag("rm"),
     }
+
+
+def _ports(texts: list[str]) -> list[Body]:
+    if not texts:
+        return []
+    from isopod.cli.ports import published
+
+    return published(texts)
 
 
 def environment(parsed: Parsed) -> dict[str, str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from isopod.cli.grammar_containers import CONTAINER_COMMANDS
 from isopod.cli.grammar_parts import CONTAINER, FORMAT, IMAGES, JOURNAL, NETWORKS, QUIET, Argument, Command, Option
+from isopod.cli.grammar_vm import VM_COMMANDS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 PROGRAM: Final = "isopod"
-ABOUT: Final = "Run containers on this machine."
+ABOUT: Final = "Run containers and virtual machines on this machine."
 
 HELP: Final = Option("-h --help", "show help and do nothing else")
 SOCKET: Final = Option("-H --socket", "the node's socket", "PATH", default="ISOPOD_SOCKET, else the config file's", complete="file")
@@ -135,6 +136,7 @@ _CLUSTER_NODE_OPTIONS: Final = (
         choices=("node", "control", "agent"),
     ),
     Option("--voters-max", "how many vote at most in a cluster it founds (cluster set)", "N", default="5", choices=("1", "3", "5", "7")),
+    Option("--grpc-listen", "where gRPC is served; where other machines reach it, by mutual TLS only", "ADDRESS", default="nowhere"),
 )
 
 NODE: Final = Command(
@@ -154,6 +156,13 @@ NODE: Final = Command(
         Option("--pool-size", "prepared network namespaces kept ready", "N", default="8"),
         Option("--shards", "processes that share the work, 0 for one on each processor", "N", default="1"),
         Option("--telemetry", "where metrics, health and the dashboard are served; without a password", "ADDRESS", default="nowhere"),
+        Option(
+            "--layers",
+            "how layers are kept: mounted, or as folders",
+            "FORM",
+            default="auto",
+            choices=("auto", "erofs", "directory"),
+        ),
         Option("--default-subnet", "the subnet of the network called bridge", "CIDR", default="10.88.0.0/24"),
         *_CLUSTER_NODE_OPTIONS,
     ),
@@ -510,6 +519,7 @@ KV_COMMANDS: Final = (
 )
 SECTIONS: Final = (
     ("Containers", CONTAINER_COMMANDS),
+    ("Virtual machines", VM_COMMANDS),
     ("Images", IMAGE_COMMANDS),
     ("Networks", NETWORK_COMMANDS),
     ("Cluster", CLUSTER_COMMANDS),
@@ -519,6 +529,7 @@ SECTIONS: Final = (
 """All commands, as the reference has them."""
 GROUPS: Final = (
     ("container", "all about containers"),
+    ("vm", "what only virtual machines have, and their life cycle in other tools' words"),
     ("image", "all about images"),
     ("network", "all about networks"),
     ("cluster", "the nodes that work together"),
@@ -529,7 +540,7 @@ GROUPS: Final = (
     ("debug", "look into a live node"),
 )
 """First words of two-word commands."""
-COMMANDS: Final = (*CONTAINER_COMMANDS, *IMAGE_COMMANDS, *NETWORK_COMMANDS, *CLUSTER_COMMANDS, *KV_COMMANDS, *SYSTEM_COMMANDS)
+COMMANDS: Final = (*CONTAINER_COMMANDS, *VM_COMMANDS, *IMAGE_COMMANDS, *NETWORK_COMMANDS, *CLUSTER_COMMANDS, *KV_COMMANDS, *SYSTEM_COMMANDS)
 
 EXIT_CODES: Final = (
     (0, "done; detached from a container that goes on"),

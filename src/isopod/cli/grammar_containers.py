@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from isopod.cli.grammar_parts import COMMAND, CONTAINER, CONTAINERS, FORMAT, QUIET, Argument, Command, Option
+from isopod.cli.grammar_parts import COMMAND, CONTAINER, CONTAINERS, FORMAT, NETWORK_RATE, PUBLISH, QUIET, Argument, Command, Option
+from isopod.cli.grammar_vm import RUN_OPTIONS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ _CREATE_OPTIONS: Final = (
     Option("--cpus", "CPU time at most, in cores: 0.5", "N", default="no limit"),
     Option("--pids-limit", "processes at most; -1 for no limit", "N", default="no limit"),
     Option("--network", "bridge, none, host, or the name of a network", "NETWORK", default="bridge", complete="network"),
+    PUBLISH,
+    NETWORK_RATE,
     Option("--hostname", "the host name inside", "NAME", default="the container's short id"),
     Option("-l --label", "a label for the container", "KEY[=VALUE]", repeatable=True),
     Option("--health-cmd", "a command for sh -c that is run inside from time to time; well is what ends with 0", "COMMAND"),
@@ -41,6 +44,7 @@ _CREATE_OPTIONS: Final = (
     Option("--health-start-period", "so long after the start a failure does not count, until the first success", "TIME", default="0s"),
     _INTERACTIVE,
     _TTY,
+    *RUN_OPTIONS,
 )
 _IMAGE_AND_COMMAND: Final = (Argument("IMAGE", complete="image"), COMMAND)
 
@@ -55,7 +59,7 @@ CONTAINER_COMMANDS: Final = (
         examples=(
             "isopod run --rm isopod/busybox echo hello",
             "isopod run -it --rm isopod/busybox sh",
-            "isopod run -d --name web -m 64m --cpus 0.5 -v ./site:/www:ro isopod/busybox httpd -f -h /www",
+            "isopod run -d --name web -p 8080:80 -m 64m --cpus 0.5 -v ./site:/www:ro isopod/busybox httpd -f -h /www",
         ),
         method="container.run",
         rest=True,
@@ -252,6 +256,14 @@ CONTAINER_COMMANDS: Final = (
         ("container inspect",),
         "print all about containers, as JSON",
         arguments=(CONTAINERS,),
+        method="container.inspect",
+    ),
+    Command(
+        ("port", "container port"),
+        "print which ports of the host lead to a container that runs",
+        about="One line for each, or, with PORT (80, 53/udp), where that one is found.",
+        arguments=(CONTAINER, Argument("PORT", optional=True)),
+        examples=("isopod port web", "isopod port web 80"),
         method="container.inspect",
     ),
     Command(

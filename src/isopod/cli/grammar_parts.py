@@ -127,3 +127,10 @@ IMAGES: Final = Argument("IMAGE", many=True, complete="image")
 NETWORKS: Final = Argument("NETWORK", many=True, complete="network")
 COMMAND: Final = Argument("COMMAND", many=True, optional=True)
 JOURNAL: Final = Argument("FOLDER", complete="folder")
+PUBLISH: Final = Option(
+    "-p --publish",
+    "lead a port of the host, or a range, to one inside; without HOST a free one is chosen",
+    "[[IP:]HOST:]PORT[/udp]",
+    repeatable=True,
+)
+NETWORK_RATE: Final = Option("--network-rate", "bytes a second at most: 10m, or 10m:1m to receive and to send", "RATE", default="no limit")

@@ -98,6 +98,14 @@ def _room(command: Command, site_packages: str) -> Handler:
         from isopod.cli.kv import main as kv
 
         return kv
+    if command.name == "port":
+        from isopod.cli.ports import port
+
+        return port
+    if command.name.startswith("vm "):
+        from isopod.cli import vm
+
+        return vm.VERBS[command.name]
     if command.name.startswith("config "):
         _find_packages(site_packages)
         from isopod.cli.config import VERBS

@@ -54,7 +54,7 @@ def mount(text: str) -> dict[str, object]:
 
 
 def resources(parsed: Parsed) -> dict[str, object]:
-    """Return the Resources that -m, --cpus and --pids-limit describe.
+    """Return the Resources that -m, --cpus, --pids-limit and --network-rate describe.
 
     Raises:
         InvalidArgument: One of them makes no sense.
@@ -63,11 +63,16 @@ def resources(parsed: Parsed) -> dict[str, object]:
     memory, cpus = ("" if text == NO_LIMIT else text for text in (memory, cpus))
     if pids and pids != NO_LIMIT and not (pids.isascii() and pids.isdigit() and int(pids[:18]) > 0 and len(pids) <= 18):
         raise invalid("pids-limit", pids, "want a number of processes, or -1 for no limit")
-    return {
+    found: dict[str, object] = {
         "memory_bytes_max": parse_size(memory) if memory else None,
         "cpus": parse_cpus(cpus) if cpus else None,
         "pids_max": int(pids) if pids and pids != NO_LIMIT else None,
     }
+    if parsed.value("network-rate"):
+        from isopod.cli.ports import rates
+
+        found |= rates(parsed.value("network-rate"))
+    return found
 
 
 def health_check(parsed: Parsed) -> dict[str, object] | None:

@@ -61,17 +61,17 @@ class FileSource:
 
 
 class FolderSource:
-    """A folder as a tar stream, made by tar(1) with numeric owners and extended attributes."""
+    """A folder, or what is called `name` in it, as a tar stream, made by tar(1) with numeric owners and extended attributes."""
 
     total_bytes = 0
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, name: str = ".") -> None:
         from isopod.world.errors import ToolMissing
 
         self._path: Final = path
         self._finished = False
         try:
-            self._tar: Final = console.Child(["tar", "-C", path, "--numeric-owner", "--xattrs", "-cf", "-", "."])
+            self._tar: Final = console.Child(["tar", "-C", path, "--numeric-owner", "--xattrs", "-cf", "-", "--", name])
         except FileNotFoundError:
             raise ToolMissing("tar", "tar") from None
         self.fd: Final = self._tar.fd

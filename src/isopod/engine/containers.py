@@ -345,6 +345,20 @@ class Containers:
         """Stop a container as `stop` does, if it runs, and start it."""
         return await self._own(self._restart(self._find(name), timeout_s))
 
+    async def start_from(self, entry: Entry, origin: str) -> Container:
+        """Start a virtual machine from what `origin` names (see `MachineIsolation`), ending what it does now."""
+        return await self._own(self._start_from(entry, origin))
+
+    async def _start_from(self, entry: Entry, origin: str) -> Container:
+        if entry.record.status in LIVE:
+            entry.restarting = True
+            try:
+                await self._kill(entry)
+            finally:
+                entry.restarting = False
+        await self._start(entry, attach=False, size=(0, 0), origin=origin)
+        return entry.record
+
     async def _restart(self, entry: Entry, timeout_s: float) -> Container:
         if entry.record.status in LIVE:
             entry.restarting = True
@@ -420,11 +434,11 @@ class Containers:
             await self._store.commit(Create(record))
             return self.insert(record).record
 
-    async def _start(self, entry: Entry, *, attach: bool, size: Size) -> Attached | None:
+    async def _start(self, entry: Entry, *, attach: bool, size: Size, origin: str = "") -> Attached | None:
         async with entry.lock:
             self._check_there(entry)
             n_restarts = entry.record.restart_count + (entry.record.status == "restarting")
-            self._note(entry, status=self._next(entry, "start"), error="", restart_count=n_restarts)
+            self._note(entry, status=self._next(entry, "start"), error="", restart_count=n_restarts, origin=origin, accelerator="")
             entry.ended.clear()
             try:
                 return await self._bring_up(entry, attach=attach, size=size)
@@ -677,6 +691,8 @@ class Containers:
         return advance(entry.record.name, entry.record.status, event)
 
     def _stop_signal(self, record: Container) -> int:
+        if not record.image_id:
+            return 15
         try:
             return self._images.resolve(record.image_id).config.stop_signal
         except NotFound:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from isopod.api.messages import Container, ContainerSpec, Endpoint, HealthCheck, Image, ImageConfig, Mount, Resources, VmOptions, VmSettings
+from isopod.engine.network.ports import check_ports
 from isopod.world.errors import InvalidArgument
 from isopod.world.ids import SHORT_ID_CHARS, check_name
 from isopod.world.units import CPUS_MAX
@@ -26,6 +27,9 @@ _VM_CONFIG_CHARS_MAX: Final = 4096
 _ARGUMENTS_MAX: Final = 8192
 _TEXT_CHARS_MAX: Final = 128 << 10
 LABELS_MAX: Final = 1024
+NETWORK_BYTES_PER_S_MIN: Final = 8 << 10
+"""Below this a few packets take seconds, and a name is asked for in vain."""
+NETWORK_BYTES_PER_S_MAX: Final = 100 << 30
 LABEL_CHARS_MAX: Final = 64 << 10
 MOUNTS_MAX: Final = 256
 HEALTH_S_MIN: Final = 0.1
@@ -71,6 +75,7 @@ def first_record(spec: ContainerSpec, image: Image | None, *, identifier: str, n
     check_command(spec.command, spec.env, working_dir)
     check_mounts(spec.mounts)
     check_health(spec.health_check)
+    check_ports(spec.ports, spec.network)
     return Container(
         id=identifier,
         name=name,
@@ -91,6 +96,7 @@ def first_record(spec: ContainerSpec, image: Image | None, *, identifier: str, n
         auto_remove=spec.auto_remove,
         boot_id=boot_id,
         network=Endpoint(network=spec.network),
+        ports=spec.ports,
         resources=spec.resources,
         mounts=spec.mounts,
         health_check=spec.health_check,
@@ -191,6 +197,10 @@ def check_resources(resources: Resources) -> None:
         raise InvalidArgument("pids limit", pids, "want 1 to 4194304")
     if resources.disk_bytes_max is not None:
         raise InvalidArgument("disk limit", resources.disk_bytes_max, "no storage driver here can enforce one")
+    for rate in (resources.network_in_bytes_per_s, resources.network_out_bytes_per_s):
+        if rate is not None and not NETWORK_BYTES_PER_S_MIN <= rate <= NETWORK_BYTES_PER_S_MAX:
+            bounds = f"{NETWORK_BYTES_PER_S_MIN >> 10}k to {NETWORK_BYTES_PER_S_MAX >> 30}g"
+            raise InvalidArgument("network rate", rate, f"want {bounds} bytes a second")
 
 
 def check_env(env: Mapping[str, str]) -> None:

@@ -8,9 +8,10 @@ command is not), `attach` if somebody watches, `begin`. The end is learned in on
 Rules: every method may be called again after it failed; `clear` takes whatever a killed daemon left; nothing here changes a record.
 """
 
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from typing import NamedTuple, Protocol
 
+from isopod.api.machines import VmSnapshot
 from isopod.api.messages import Container, Endpoint, ExecContainer, Image, Resources
 from isopod.world.kernel import CgroupUsage
 from isopod.world.processes import ProcessIdentity
@@ -199,3 +200,72 @@ class Isolation(Protocol):
 
     async def end_supervisor(self, supervisor: ProcessIdentity) -> None:
         """Kill a supervisor and what it is just doing, and wait until it is gone. Raises TimeoutError."""
+
+
+class MachineState(NamedTuple):
+    """What a virtual machine says of itself. None where it does not say."""
+
+    machine: str
+    """Its monitor's word: running, paused, shutdown, panicked or unknown."""
+    agent: str | None
+    """The version of the guest's agent."""
+    guest_kernel: str | None
+    silent_s: float | None
+    """How long the guest has said nothing."""
+    why: str = ""
+    """Why it is not as it should be."""
+
+
+class MachineIsolation(Isolation, Protocol):
+    """What can be done to virtual machines only. A record whose `origin` is "snapshot NAME" when it is prepared goes on from that one:
+    `begin` then takes up the command that runs in it."""
+
+    async def write_snapshot(self, record: Container, snapshot: str) -> VmSnapshot:
+        """Write memory, state and disk of one that runs or is paused; it stands still meanwhile and is then as before.
+
+        Raises:
+            AlreadyExists: There is one of that name.
+            RuntimeFailed, UnavailableError: Nothing is left behind.
+        """
+
+    async def snapshots(self, identifier: str) -> Sequence[VmSnapshot]:
+        """Return what is stored of one, newest first; those that cannot be read are left out."""
+
+    async def remove_snapshot(self, record: Container, snapshot: str) -> None:
+        """Remove one. Raises NotFound."""
+
+    async def check_snapshot(self, record: Container, snapshot: str) -> None:
+        """Check that one can be gone back to.
+
+        Raises:
+            NotFound: There is none of that name.
+            Unsupported: It was made with another version, kernel or size.
+            BadRecord: It is damaged.
+        """
+
+    async def resize(self, record: Container, *, vcpus: int | None, memory_bytes: int | None) -> Sequence[str]:
+        """Change what one that runs has; return notes on what takes effect only at its next start."""
+
+    async def console(self, record: Container, *, tail_bytes: int) -> Attached:
+        """Connect to its console; what it showed last comes first."""
+
+    async def console_tail(self, record: Container, *, n_bytes: int) -> bytes:
+        """Return what its console showed last, of one that has ended too; b"" if it showed nothing."""
+
+    async def machine_state(self, record: Container) -> MachineState:
+        """Ask it and its monitor, each with a short deadline."""
+
+    def read_archive(self, record: Container, path: str) -> AsyncGenerator[bytes, None]:
+        """Yield a tar archive of a file or folder in it.
+
+        Raises:
+            NotFound: No such file.
+        """
+
+    async def write_archive(self, record: Container, path: str, pieces: AsyncIterator[bytes]) -> None:
+        """Unpack a tar archive in a folder of it.
+
+        Raises:
+            NotFound: No such folder.
+            InvalidArgument: It is no archive, or leads out of the folder.
+        """

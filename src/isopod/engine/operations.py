@@ -13,8 +13,8 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from isopod.api.messages import Container, Endpoint, Event, Health, Mount, Resources, Status
-from isopod.engine.creation import check_env, check_labels, check_mounts, check_resources, place_of
+from isopod.api.messages import Container, Endpoint, Event, Health, Mount, Resources, Status, VmSettings
+from isopod.engine.creation import check_env, check_labels, check_machine, check_mounts, check_resources, place_of
 from isopod.engine.states import LIVE, advance, check_step
 from isopod.world.errors import AlreadyExists, InUse, InvalidArgument, NotFound, WrongState
 from isopod.world.ids import check_name, is_container_id
@@ -104,6 +104,12 @@ class UpdateResources(_Change, frozen=True, tag="resources"):
     resources: Resources
 
 
+class UpdateMachine(_Change, frozen=True, tag="machine"):
+    """What a virtual machine has, from its next start on where it cannot be changed at once."""
+
+    vm: VmSettings
+
+
 class AttachNetwork(_Change, frozen=True, tag="attach"):
     """Put it on a network; it is on none."""
 
@@ -135,6 +141,7 @@ Operation = (
     | UpdateEnvironment
     | UpdateLabels
     | UpdateResources
+    | UpdateMachine
     | AttachNetwork
     | DetachNetwork
     | AddMount
@@ -226,6 +233,10 @@ def check(operation: Operation, known: Known) -> None:
             check_labels(operation.labels)
         case UpdateResources():
             check_resources(operation.resources)
+        case UpdateMachine(vm=vm):
+            if record.vm is None:
+                raise WrongState("container", record.name, "no virtual machine", "resize it", hint="limits of a container: isopod update")
+            check_machine(vcpus=vm.vcpus, memory_bytes=vm.memory_bytes, disk_bytes=vm.disk_bytes)
         case AttachNetwork() | DetachNetwork():
             _check_network(operation, record)
         case AddMount() | RemoveMount():
@@ -293,6 +304,8 @@ def _told(operation: Operation, record: Container) -> dict[str, Any] | None:
             told = {"kind": "labels", "labels": operation.labels}
         case UpdateResources():
             told = {"kind": "resources", "resources": operation.resources}
+        case UpdateMachine():
+            told = {"kind": "resources", "vm": operation.vm}
         case AttachNetwork(network=endpoint):
             told = {"kind": "network", "network": endpoint.network, "network_before": record.network.network}
         case DetachNetwork():
@@ -321,6 +334,8 @@ def _changes(operation: Operation, record: Container) -> dict[str, Any]:
             changes = {"labels": operation.labels}
         case UpdateResources():
             changes = {"resources": operation.resources}
+        case UpdateMachine():
+            changes = {"vm": operation.vm}
         case AttachNetwork():
             changes = {"network": operation.network}
         case DetachNetwork():

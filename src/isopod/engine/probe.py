@@ -23,8 +23,6 @@ class Machine(NamedTuple):
     tools: Tools
     seccomp: Json
     cgroup_mode: Probed
-    storage_driver: Probed
-    accelerator: Probed
     seccomp_profile: Probed
 
 
@@ -43,12 +41,11 @@ async def probe(world: World, choice: RuntimeChoice) -> Machine:
         raise ToolMissing("conmon", "conmon")
     runtime, why = await _runtime(world, choice)
     cgroups = world.kernel.cgroup_facts()
+    _check_overlay(world)
     return Machine(
         tools=Tools(runtime=runtime, runtime_why=why, supervisor=supervisor, supervisor_why=await _version(world, supervisor)),
         seccomp=await load_profile(world, DEFAULT_PROFILE, DEFAULT_CAPABILITIES),
         cgroup_mode=Probed(value=cgroups.mode, why=f"{cgroups.why}; can limit {', '.join(cgroups.controllers) or 'nothing'}"),
-        storage_driver=_storage(world),
-        accelerator=Probed(value="none", why="this isopod runs containers only; microVMs do not exist yet"),
         seccomp_profile=Probed(value="default", why=DEFAULT_PROFILE),
     )
 
@@ -79,7 +76,6 @@ async def _version(world: World, program: str) -> str:
     return lines[0].strip() if done.returncode == 0 and lines else ""
 
 
-def _storage(world: World) -> Probed:
+def _check_overlay(world: World) -> None:
     if not world.kernel.overlay_supported():
         raise ToolMissing("the kernel's overlay file system", "a kernel with CONFIG_OVERLAY_FS")
-    return Probed(value="overlay", why="the kernel offers overlayfs; layers are folders")

@@ -92,6 +92,8 @@ def usage_of(record: Container, usage: CgroupUsage) -> ContainerUsage:
 
 
 def _passes(record: Container, request: ListContainers, statuses: Sequence[str]) -> bool:
+    if request.isolation is not None and record.isolation != request.isolation:
+        return False
     if statuses:
         if record.status not in statuses:
             return False

@@ -13,7 +13,7 @@ from isopod.api.messages import Container, Endpoint, Image, Resources
 from isopod.engine.bundle import BundlePaths, Confinement, Json, build_config, build_limits
 from isopod.engine.images.store import ImageStore
 from isopod.engine.layout import Layout
-from isopod.engine.network.networks import Networks
+from isopod.engine.network.networks import NONE, Networks, wants_of
 from isopod.engine.network.resolve import hosts_text, resolv_text
 from isopod.engine.users import ResolvedUser, resolve_user
 from isopod.world.errors import from_os_error
@@ -72,8 +72,13 @@ class Stage:
             IsopodError: Nothing is left behind.
         """
         try:
-            attaching = self._networks.attach(record.id, record.network.network)
-            _, attachment = await asyncio.gather(self._mount(record, image), attaching)
+            attaching = self._networks.attach(record.id, record.network.network, wants=wants_of(record))
+            # Both come to their end before anything is cleared: what is just being mounted cannot be unmounted.
+            mounted, attachment = await asyncio.gather(self._mount(record, image), attaching, return_exceptions=True)
+            if isinstance(attachment, BaseException):
+                raise attachment
+            if isinstance(mounted, BaseException):
+                raise mounted
             ready = msgspec.structs.replace(record, network=attachment.endpoint)
             await self._write_bundle(ready, attachment.namespace)
             return ready
@@ -94,9 +99,9 @@ class Stage:
             Exhausted: The network has no address left.
             UnavailableError: The kernel or a disk failed; nothing is left behind.
         """
-        attachment = await self._networks.attach(record.id, network, process)
+        attachment = await self._networks.attach(record.id, network, process, wants=wants_of(record))
         try:
-            await self._write_hosts(record, attachment.endpoint.ip_address)
+            await self._write_names(record, network, attachment.endpoint.ip_address)
         except BaseException:
             await self._networks.detach(record.id)
             raise
@@ -109,15 +114,19 @@ class Stage:
             UnavailableError: The kernel refused, or a disk failed.
         """
         await self._networks.detach(record.id, waits=True)
-        await self._write_hosts(record, None)
+        await self._write_names(record, NONE, None)
 
-    async def _write_hosts(self, record: Container, address: str | None) -> None:
-        """Write the file that is mounted over /etc/hosts, in its place: who has it open or mounted sees it."""
-        path = f"{self._layout.bundle(record.id)}/hosts"
+    async def _write_names(self, record: Container, network: str, address: str | None) -> None:
+        """Write the files that are mounted over /etc/hosts and /etc/resolv.conf, in their place: who has them open or mounted sees it."""
+        bundle = self._layout.bundle(record.id)
         try:
-            await self._write(path, hosts_text(record.hostname, address))
+            await self._write(f"{bundle}/hosts", hosts_text(record.hostname, address))
+            await self._write(f"{bundle}/resolv.conf", await self._resolv(network))
         except OSError as error:
-            raise from_os_error(error, "write", path) from error
+            raise from_os_error(error, "write the name files of", record.name) from error
+
+    async def _resolv(self, network: str) -> str:
+        return resolv_text(await self._host_resolv(), self._networks.nameserver(network))
 
     def limits(self, resources: Resources) -> Json:
         """Return limits in the runtime's words, for a container that runs."""
@@ -154,7 +163,7 @@ class Stage:
         disk, bundle = self._world.disk, self._layout.bundle(record.id)
         upper, work = self._layout.upper(record.id), f"{self._layout.container(record.id)}/work"
         try:
-            lowers = self._images.layer_folders(image)
+            lowers = await self._images.layer_folders(image)
             root = await disk.stat(lowers[0]) if lowers else None
             # The writable layer's own mode is what the container sees as that of "/".
             await disk.make_directory(upper, mode=root.mode & 0o7777 if root is not None else 0o755)
@@ -191,7 +200,7 @@ class Stage:
         try:
             await self._write(paths.hosts, hosts_text(record.hostname, record.network.ip_address))
             await self._write(paths.hostname, record.hostname + "\n")
-            await self._write(paths.resolv_conf, resolv_text(await self._host_resolv()))
+            await self._write(paths.resolv_conf, await self._resolv(record.network.network))
             await disk.write(f"{bundle}/config.json", self._encoder.encode(config))
         except OSError as error:
             raise from_os_error(error, "write the bundle of", record.name) from error

@@ -7,6 +7,7 @@ of its files does. Containers go on either way.
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -76,7 +77,9 @@ async def _serve(world: World, loaded: Loaded[NodeConfig], logger: Logger, *, fl
     has_engine = config.cluster.role != "control"
     pinned_before = await _enter_namespace(world, config) if has_engine else True
     kind, why = loop_facts() if config.event_loop == "uvloop" else (config.event_loop, "asked for")
-    facts = NodeFacts(started_at_ns=world.clock.now_ns(), event_loop=f"{kind} ({why})", core=__version__)
+    # Beside the interpreter's packages. (Its prefix would be the distribution's: a launcher with -S looks at no virtual environment.)
+    guest = f"{sys.executable.rpartition('/bin/')[0]}/share/isopod/guest"
+    facts = NodeFacts(started_at_ns=world.clock.now_ns(), event_loop=f"{kind} ({why})", core=__version__, guest=guest)
     node = Node(world, config, logger, facts)
     try:
         await node.start(socket_gid=daemon.group_id(config.socket_group))

@@ -10,12 +10,13 @@ import msgspec
 
 from isopod.api import messages as m
 from isopod.cluster.member import ClusterNode
-from isopod.engine.engine import Engine, EngineSettings
+from isopod.engine.engine import Engine, EngineSettings, VmSettings
 from isopod.engine.metadata import RECORDS
 from isopod.net.rpc import Server
 from isopod.net.rpc.call import AnyHandler, AnyMethod
 from isopod.node import shards
 from isopod.node.cluster import ClusterServices, cluster_config
+from isopod.node.faces import open_faces
 from isopod.node.groups import RPC
 from isopod.node.services import Services
 from isopod.node.system import NodeFacts, SystemServices, no_engine_handlers
@@ -151,6 +152,8 @@ class Node:
         if self._cluster is not None:
             self._register("cluster", ShutdownPhase.STOP_TIMERS, self._cluster.stop)
             await self._cluster.start()
+        for face in await open_faces(self._world, config, self._logger):
+            self._register(face.name, ShutdownPhase.STOP_ACCEPTING, face.stop)
         self._logger.info("node.ready", socket=paths["socket"], pid=self._world.processes.own_pid())
 
     async def _open_engine(self, metrics: Registry) -> Engine:
@@ -161,6 +164,8 @@ class Node:
             default_subnet=config.default_subnet,
             pool_size=config.pool_size,
             runtime=config.runtime,
+            layer_form=config.layers,
+            vm=VmSettings(**{**msgspec.structs.asdict(config.vm), "guest": config.vm.guest or self._facts.guest}),
             journal=RECORDS._replace(**msgspec.structs.asdict(config.records)),
         )
         return await Engine.open(self._world, settings, logger=self._logger, metrics=metrics)

@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import aclosing
 from typing import Any, Final, TypeVar
 
+from isopod.api import machines, methods
 from isopod.api import messages as m
-from isopod.api import methods
 from isopod.engine.containers import LOST_EXIT_CODE
 from isopod.engine.engine import Engine
 from isopod.engine.events import stream_events
@@ -57,6 +57,14 @@ class Services:
             methods.CONTAINER_UPDATE: self.update,
             methods.CONTAINER_EVENTS: self.events,
             methods.CONTAINER_STATS: self.stats,
+            methods.VM_STATUS: self.vm_status,
+            methods.VM_CONSOLE: self.vm_console,
+            methods.VM_SNAPSHOT: self.vm_snapshot,
+            methods.VM_SNAPSHOT_REMOVE: self.vm_snapshot_remove,
+            methods.VM_RESTORE: self.vm_restore,
+            methods.VM_RESIZE: self.vm_resize,
+            methods.VM_COPY_FROM: self.vm_copy_from,
+            methods.VM_COPY_TO: self.vm_copy_to,
             methods.IMAGE_LIST: self.image_list,
             methods.IMAGE_INSPECT: self.image_inspect,
             methods.IMAGE_REMOVE: self.image_remove,
@@ -167,6 +175,46 @@ class Services:
         for start in range(0, len(made.data), CHUNK_BYTES):
             await call.send(m.Chunk(data=made.data[start : start + CHUNK_BYTES]))
         return made.facts
+
+    # --- virtual machines -----------------------------------------------------------------------------------------------
+
+    async def vm_status(self, _: AnyCall, request: m.ContainerName) -> machines.VmState:
+        """What it does."""
+        return await self._engine.machines.status(request.name)
+
+    async def vm_console(self, call: AnyCall, request: machines.VmConsole) -> m.Empty:
+        """Its console."""
+        await self._engine.machines.console(request, call)
+        return m.Empty()
+
+    async def vm_snapshot(self, _: AnyCall, request: machines.VmSnapshotRequest) -> machines.VmSnapshot:
+        """What it is at this moment."""
+        return await self._engine.machines.snapshot(request)
+
+    async def vm_snapshot_remove(self, _: AnyCall, request: machines.VmSnapshotRequest) -> m.Empty:
+        """Forget one."""
+        await self._engine.machines.remove_snapshot(request)
+        return m.Empty()
+
+    async def vm_restore(self, _: AnyCall, request: machines.VmSnapshotRequest) -> m.Container:
+        """Go back to one."""
+        return await self._engine.machines.restore(request)
+
+    async def vm_resize(self, _: AnyCall, request: machines.ResizeVm) -> m.UpdatedContainer:
+        """Other memory or processors."""
+        return await self._engine.machines.resize(request)
+
+    async def vm_copy_from(self, call: AnyCall, request: machines.CopyFrom) -> m.Empty:
+        """An archive of files in it."""
+        async with aclosing(self._engine.machines.read_archive(request)) as pieces:
+            async for piece in pieces:
+                await call.send(m.Chunk(data=piece))
+        return m.Empty()
+
+    async def vm_copy_to(self, call: AnyCall, request: machines.CopyTo) -> m.Empty:
+        """Files into it."""
+        await self._engine.machines.write_archive(request, _chunks(call))
+        return m.Empty()
 
     # --- images -------------------------------------------------------------------------------------------------------
 

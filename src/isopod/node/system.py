@@ -32,6 +32,8 @@ class NodeFacts(NamedTuple):
     started_at_ns: int
     event_loop: str
     core: str
+    guest: str = "/usr/share/isopod/guest"
+    """Where the files of guests are installed, unless the configuration says otherwise."""
 
 
 class SystemServices:
@@ -100,8 +102,8 @@ class SystemServices:
             cgroup_mode=machine.cgroup_mode if machine is not None else NO_ENGINE,
             runtime=m.Probed(value=machine.tools.runtime, why=machine.tools.runtime_why) if machine is not None else NO_ENGINE,
             supervisor=m.Probed(value=machine.tools.supervisor, why=machine.tools.supervisor_why) if machine is not None else NO_ENGINE,
-            accelerator=machine.accelerator if machine is not None else NO_ENGINE,
-            storage_driver=machine.storage_driver if machine is not None else NO_ENGINE,
+            accelerator=await engine.accelerator() if engine is not None else NO_ENGINE,
+            storage_driver=engine.storage() if engine is not None else NO_ENGINE,
             network_driver=_BRIDGE if machine is not None else NO_ENGINE,
             seccomp_profile=machine.seccomp_profile if machine is not None else NO_ENGINE,
             containers=len(engine.containers.list(all_states=True)) if engine is not None else 0,

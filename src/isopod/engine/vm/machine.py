@@ -57,6 +57,9 @@ class MachineSpec(NamedTuple):
     restore_from: str = ""
     """The folder of a snapshot to go on from, "" to boot."""
     machine: Literal["microvm", "q35"] = "microvm"
+    memory_file: str = ""
+    """The file that holds a template's memory. With `restore_from`: it is mapped privately, its pages are shared until they are written to.
+    Without: the memory lies in that file, and a snapshot leaves it there. "" for memory of its own."""
 
 
 class PlannedFile(NamedTuple):
@@ -114,7 +117,8 @@ class Control(Protocol):
         """Let them go on."""
 
     async def snapshot(self, folder: str) -> None:
-        """Write its memory and state into a folder that exists. It is paused before and stays so."""
+        """Write its memory and state into a folder that exists. It is paused before and stays so; QEMU's may also run, does not run any
+        more afterwards, and what is restored from it runs at once."""
 
     async def power_button(self) -> None:
         """Ask the guest to end, the way a person at the machine would."""

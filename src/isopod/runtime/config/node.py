@@ -17,16 +17,19 @@ from msgspec import Meta
 
 from isopod.runtime.config.aliases import NODE
 from isopod.runtime.config.cluster import ClusterSection
+from isopod.runtime.config.grpc import GrpcSection
 from isopod.runtime.config.layers import FileText, Origin
 from isopod.runtime.config.loader import ConfigLoader, Loaded
 from isopod.runtime.config.records import RecordsSection
 from isopod.runtime.config.schema import flatten, nest
+from isopod.runtime.config.vm import VmSection
 from isopod.world.network import TcpAddress, parse_address
 from isopod.world.paths import CONFIG_FILE, PATHS, Row, resolve
 
 Layout = Literal["isopod", "rtain"]
 RuntimeChoice = Literal["auto", "crun", "runc"]
 EventLoopKind = Literal["uvloop", "asyncio", "polling"]
+LayerForm = Literal["auto", "erofs", "directory"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 Prefix = Annotated[str, Meta(pattern="^([a-z][a-z0-9]{0,7})?$")]
 PoolSize = Annotated[int, Meta(ge=0, le=256)]
@@ -68,6 +71,7 @@ SETTINGS: Final = (
         "unix:PATH, or a loopback address as 127.0.0.1:9100 (there is no password)",
         "where metrics, health and the dashboard are served",
     ),
+    SettingRow("layers", "auto, erofs or directory", "how layers are kept: mounted from tar and index, or as folders"),
     SettingRow("default_subnet", "an IPv4 subnet such as 10.88.0.0/24", "the subnet of the network called bridge"),
 )
 
@@ -84,9 +88,12 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     pool_size: PoolSize = 8
     shards: ShardCount = 1
     telemetry: str = ""
+    layers: LayerForm = "auto"
     default_subnet: str = "10.88.0.0/24"
     cluster: ClusterSection = ClusterSection()
     records: RecordsSection = RecordsSection()
+    grpc: GrpcSection = GrpcSection()
+    vm: VmSection = VmSection()
     paths: dict[str, str] = {}
 
 
