@@ -15,6 +15,7 @@ VALUES: dict[str, tuple[object, object, object]] = {
     "log_level": ("debug", "warning", "error"),
     "event_loop": ("asyncio", "uvloop", "asyncio"),
     "pool_size": (1, 2, 3),
+    "layers": ("auto", "erofs", "directory"),
     "shards": (2, 3, 4),
     "telemetry": ("127.0.0.1:1", "[::1]:2", "unix:/run/x.sock"),
     "default_subnet": ("10.1.0.0/24", "10.2.0.0/16", "10.3.0.0/24"),

@@ -89,16 +89,16 @@ class HostNetwork:
             sock = _connect_unix(address.path, socket.SOCK_STREAM)
         else:
             sock = await connect_tcp(await self._resolver.resolve(address.host, address.port), options)
-        if tls is None:
-            return await _begin(sock, factory, options)
-        host = None if isinstance(address, UnixAddress) else address.host
         try:
+            if tls is None:
+                return await _begin(sock, factory, options)
+            host = None if isinstance(address, UnixAddress) else address.host
             protocol = factory()
             stream, done = secure_client(protocol, tls, host)
+            below, _ = await _begin(sock, lambda: stream, options)
         except BaseException:
             sock.close()
             raise
-        below, _ = await _begin(sock, lambda: stream, options)
         try:
             await done
         except BaseException:
@@ -312,30 +312,11 @@ def _short_path(path: str) -> Iterator[str]:
 async def _begin(
     sock: socket.socket, factory: ProtocolFactory, options: TcpOptions | None
 ) -> tuple[asyncio.Transport, asyncio.BaseProtocol]:
-    """Hand a connected socket to the loop, which owns it from then on; it is closed if that fails.
-
-    The hand-over runs to its end whoever is cancelled meanwhile: a cancelled uvloop closes the bare descriptor, and closing our object then
-    fails, or closes a stranger's that has the same number.
-    """
+    """Hand a connected socket to the loop."""
     loop = asyncio.get_running_loop()
-    creating = loop.create_unix_connection if sock.family == socket.AF_UNIX else loop.create_connection
-    handing = loop.create_task(creating(factory, sock=sock), name="hand a socket over")
-    try:
-        transport, protocol = await asyncio.shield(handing)
-    except asyncio.CancelledError:
-        handing.add_done_callback(lambda done: _abort(done, sock))
-        raise
-    except BaseException:
-        sock.close()
-        raise
-    if sock.family != socket.AF_UNIX and options is not None and not options.nodelay:  # the loops have switched it on
+    if sock.family == socket.AF_UNIX:
+        return await loop.create_unix_connection(factory, sock=sock)
+    transport, protocol = await loop.create_connection(factory, sock=sock)
+    if options is not None and not options.nodelay:  # the loops have switched it on
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
     return transport, protocol
-
-
-def _abort(handing: "asyncio.Task[tuple[asyncio.Transport, asyncio.BaseProtocol]]", sock: socket.socket) -> None:
-    """End a connection whose caller is gone."""
-    if handing.cancelled() or handing.exception() is not None:
-        sock.close()
-    else:
-        handing.result()[0].abort()
