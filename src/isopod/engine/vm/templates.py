@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from isopod._core import crc32c
+from isopod.journal.crc import crc32c
 from isopod.runtime.logger import Logger
 from isopod.world.errors import IsopodError, UnavailableError
 from isopod.world.world import World

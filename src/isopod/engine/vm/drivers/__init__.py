@@ -1,1 +1,1 @@
-"""Drivers: one file for each virtual machine monitor, and what chooses between them (`registry`)."""
+"""Drivers: one file for each virtual machine monitor, and those beside QEMU together (`registry`)."""
