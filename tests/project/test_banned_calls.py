@@ -38,6 +38,8 @@ ALLOWED: Final = {
     # A pure function of bytes.
     "isopod.wire.mask": frozenset({"isopod._core"}),
     "isopod.journal.crc": frozenset({"isopod._core"}),
+    # Text in, text out.
+    "isopod.pulse.core": frozenset({"isopod._core"}),
     # A state machine without I/O, clock or chance.
     "isopod.cluster.raft.core": frozenset({"isopod._core"}),
     # TLS works on memory in both Worlds; a key reaches OpenSSL through a file in memory.

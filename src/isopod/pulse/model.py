@@ -1,0 +1,166 @@
+"""Model: what the parts of pulse say to one another.
+
+Discovery and the runtime endpoint say which sandboxes there are and whose they are (`Pod`), the reader makes families of a shim's text
+(`Fragment`), the store keeps them by sandbox. Nothing here does anything.
+
+A fragment is the text of one family of one sandbox, labelled and ready to be sent: the aggregate of all sandboxes is made by putting the
+fragments of a family one behind another. What was made of it for a coding is kept in it, so that a scrape joins and does not compute.
+"""
+
+from typing import Final, Literal, NamedTuple
+
+Kind = Literal["counter", "gauge", "histogram", "summary", "untyped"]
+Labels = tuple[tuple[str, str], ...]
+Runtime = Literal["go", "rust", "isopod"]
+"""Who serves a sandbox's figures: Kata's shim in Go, the one in Rust, or isopod's node (a container, which has no shim)."""
+Source = Literal["cri", "isopod"]
+ViewName = Literal["all", "kata", "cadvisor", "resource"]
+
+SOCKET_NAME: Final = "shim-monitor.sock"
+ID_BYTES_MAX: Final = 128
+
+
+class Root(NamedTuple):
+    """A folder in which each sandbox has one, with its shim's socket. Of two roots with one sandbox the first in order wins."""
+
+    path: str
+    runtime: Runtime
+
+
+class Container(NamedTuple):
+    """A container of a pod, as its runtime lists it. `image` is the reference it was made from."""
+
+    id: str
+    name: str
+    image: str
+
+
+class Pod(NamedTuple):
+    """Whose a sandbox is. Only labels and annotations of the allow-lists are kept. `created_ns` counts from the epoch, 0 for unknown."""
+
+    uid: str
+    name: str
+    namespace: str
+    source: Source = "cri"
+    runtime_handler: str = ""
+    created_ns: int = 0
+    labels: Labels = ()
+    annotations: Labels = ()
+    containers: tuple[Container, ...] = ()
+
+
+class LocalDevice(NamedTuple):
+    """What a container did on a disk since it started."""
+
+    name: str
+    read_bytes: int
+    written_bytes: int
+    reads: int
+    writes: int
+
+
+class LocalInterface(NamedTuple):
+    """What a container's interface carried since it came up."""
+
+    name: str
+    received_bytes: int
+    received_packets: int
+    sent_bytes: int
+    sent_packets: int
+
+
+class LocalContainer(NamedTuple):
+    """A container of an isopod node, which has no shim to ask, and its figures. Limits are 0 for none."""
+
+    id: str
+    pod: Pod
+    started_ns: int
+    cpu_s: float
+    memory_bytes: int
+    memory_limit_bytes: int
+    n_processes: int
+    interfaces: tuple[LocalInterface, ...] = ()
+    devices: tuple[LocalDevice, ...] = ()
+
+
+class Target(NamedTuple):
+    """A sandbox whose shim can be asked."""
+
+    id: str
+    runtime: Runtime
+    socket: str
+
+
+class Fragment:
+    """One family of one sandbox.
+
+    Args:
+        kind: Its type.
+        help: Its help, as it stands behind `# HELP name `, escapes included.
+        text: Its sample lines in text format 0.0.4, each ended by a newline; no comment lines.
+        n_series: Its lines.
+        open_text: The same in OpenMetrics where that differs (exemplars, timestamps in seconds), else None.
+    """
+
+    __slots__ = ("deflated", "help", "kind", "n_series", "open_text", "text", "zstd")
+
+    def __init__(self, kind: Kind, help: bytes, text: bytes, n_series: int, open_text: bytes | None = None) -> None:  # noqa: A002, PLR0917 - the format's word; made by the hundred thousand
+        self.kind: Kind = kind
+        self.help = help
+        self.text = text
+        self.n_series = n_series
+        self.open_text = open_text
+        self.deflated: Deflated | None = None
+        self.zstd: bytes | None = None
+
+
+class Deflated(NamedTuple):
+    """A piece of a gzip stream: whole DEFLATE blocks that refer to nothing before them, and what the trailer needs."""
+
+    data: bytes
+    crc32: int
+    n_bytes: int
+    """Before compression."""
+
+
+Families = dict[str, Fragment]
+"""By name, in the order of names."""
+
+Values = dict[str, tuple[tuple[tuple[str, ...], float], ...]]
+"""By family: each sample's values of the labels that were asked for, in their order, and the figure."""
+
+
+class Reading(NamedTuple):
+    """What the reader made of one body.
+
+    Args:
+        families: What is sent on.
+        values: Figures of the families that were asked for, without the labels that were added.
+        n_series: Lines kept.
+        dropped: Lines left out, by reason.
+    """
+
+    families: Families
+    values: Values
+    n_series: int
+    dropped: dict[str, int]
+
+
+class Query(NamedTuple):
+    """What a scrape wants. Empty fields want all.
+
+    Args:
+        view: Which families.
+        sandbox: One id.
+        namespace: One namespace.
+        pod: One pod's name.
+        prefixes: Families whose name begins so.
+        matches: Series selectors in Prometheus' syntax; a series is wanted if any of them matches.
+    """
+
+    view: ViewName = "all"
+    sandbox: str = ""
+    namespace: str = ""
+    pod: str = ""
+    prefixes: tuple[str, ...] = ()
+    matches: tuple[str, ...] = ()
