@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from isopod.faces.grpc.process import STOP, Outcome
 from isopod.faces.grpc.settings import FaceSettings
+from isopod.runtime.companion import STOP, Outcome
 from isopod.world.shards import Link, Part
 from isopod.world.world import World
 

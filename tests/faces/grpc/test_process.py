@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from isopod.faces.grpc.process import START_S, STOP_S, GrpcFace
+from isopod.faces.grpc.process import GrpcFace
 from isopod.faces.grpc.settings import FaceSettings
+from isopod.runtime.companion import START_S, STOP_S
 from isopod.runtime.logger import Logger
 from isopod.testing import wait_for_condition_with_backoff
 from isopod.world.errors import InvalidArgument, UnavailableError

@@ -16,12 +16,12 @@ from isopod.faces.grpc.certificates import Certificates
 from isopod.faces.grpc.machines import MachineCalls, record_of
 from isopod.faces.grpc.members import MemberCalls, RaftTestCalls
 from isopod.faces.grpc.node import NodeLink
-from isopod.faces.grpc.process import STOP, Outcome
 from isopod.faces.grpc.records import VmBook, VmRecord
 from isopod.faces.grpc.schema import load_schema
 from isopod.faces.grpc.server import GrpcServer, Handlers
 from isopod.faces.grpc.settings import FaceSettings, check_listen
 from isopod.faces.grpc.tasks import TaskCalls
+from isopod.runtime.companion import STOP, Outcome
 from isopod.runtime.logger import Logger
 from isopod.world.errors import IsopodError
 from isopod.world.shards import Link, Part

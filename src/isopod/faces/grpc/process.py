@@ -1,42 +1,18 @@
-"""GrpcFace: the face as the node sees it: a process that is started, started again if it dies, and told to stop.
+"""GrpcFace: the face as the node sees it. Nothing here imports grpcio."""
 
-It ends with the node, however that ends: its link closes, and the kernel kills it with its parent. Nothing here imports grpcio.
-"""
-
-import asyncio
-from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
 from isopod.faces.grpc.settings import FaceSettings, check_listen
+from isopod.runtime.companion import Companion
 from isopod.runtime.logger import Logger
-from isopod.world.errors import IsopodError, UnavailableError, from_code, from_os_error
-from isopod.world.shards import Part, ShardProcess
 from isopod.world.world import World
 
 ENTRY: Final = "isopod.faces.grpc.main:serve"
-NAME: Final = "isopod-grpc"
-START_S: Final = 20.0
-STOP_S: Final = 5.0
-"""After being told to stop it is ended when so much time is over."""
-PAUSE_FIRST_S: Final = 0.5
-PAUSE_MAX_S: Final = 30.0
-STEADY_S: Final = 60.0
-"""A face that lived so long did not die of being started."""
-STOP: Final = b"stop"
 
 
-class Outcome(msgspec.Struct, frozen=True):
-    """What the face says once: where it serves, or why it does not."""
-
-    address: str = ""
-    code: str = ""
-    message: str = ""
-    hint: str = ""
-
-
-class GrpcFace:
+class GrpcFace(Companion):
     """Start it once, and stop it.
 
     Args:
@@ -46,23 +22,9 @@ class GrpcFace:
         entry: What it runs.
     """
 
-    name = NAME
-
     def __init__(self, world: World, settings: FaceSettings, logger: Logger, *, entry: str = ENTRY) -> None:
-        self.address = ""
-        """Where it serves."""
-        self.n_restarts = 0
-        self._world = world
+        super().__init__(world, logger, entry=entry, told=msgspec.json.encode(settings), word="grpc")
         self._settings = settings
-        self._logger = logger
-        self._entry = entry
-        self._process: ShardProcess | None = None
-        self._watching: asyncio.Task[None] | None = None
-
-    @property
-    def pid(self) -> int:
-        """The process's, 0 while there is none."""
-        return self._process.identity.pid if self._process is not None else 0
 
     async def start(self) -> None:
         """Start it; return when it serves.
@@ -72,83 +34,4 @@ class GrpcFace:
             IsopodError: It says that it cannot.
         """
         check_listen(self._settings)
-        await self._begin()
-        self._watching = asyncio.get_running_loop().create_task(self._watch(), name="grpc face")
-
-    async def stop(self) -> None:
-        """Have it end its calls and go; kill it if it does not."""
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.link.send(STOP)
-        try:
-            async with asyncio.timeout(STOP_S):
-                await process.wait()
-        except TimeoutError:
-            self._logger.warning("grpc.killed", why=f"it did not stop within {STOP_S:g} s")
-        finally:
-            await process.end()
-
-    # --- inside -------------------------------------------------------------------------------------------------------
-
-    async def _begin(self) -> None:
-        try:
-            process = await self._world.shards.start(self._entry, name=NAME)
-        except OSError as error:
-            raise from_os_error(error, "start", NAME) from error
-        try:
-            self.address = await self._introduce(process)
-        except BaseException:
-            await process.end()
-            raise
-        self._process = process
-        self._logger.info("node.grpc", address=self.address, pid=process.identity.pid)
-
-    async def _introduce(self, process: ShardProcess) -> str:
-        """Tell it what it is to do; return where it serves."""
-        said: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-
-        def on_message(message: bytes, parts: Sequence[Part]) -> None:
-            for part in parts:
-                part.close()
-            if not said.done():
-                said.set_result(msgspec.json.decode(message, type=Outcome))
-
-        def on_closed() -> None:
-            if not said.done():
-                said.set_result(Outcome(code="unavailable", message="the gRPC face ended when it was started", hint="see the node's log"))
-
-        process.link.start(on_message, on_closed)
-        process.link.send(msgspec.json.encode(self._settings))
-        try:
-            async with asyncio.timeout(START_S):
-                outcome = await said
-        except TimeoutError:
-            raise UnavailableError(f"the gRPC face did not start within {START_S:g} s", "see the node's log") from None
-        if outcome.code:
-            raise from_code(outcome.code, outcome.message, outcome.hint)
-        return outcome.address
-
-    async def _watch(self) -> None:
-        """Start it again whenever it dies, later each time it does so soon."""
-        loop = asyncio.get_running_loop()
-        pause_s = PAUSE_FIRST_S
-        while True:
-            process = self._process
-            if process is not None:
-                begun_s = loop.time()
-                code = await process.wait()
-                self._process = None
-                await process.end()
-                self._logger.error("grpc.died", code=code, pid=process.identity.pid)
-                pause_s = PAUSE_FIRST_S if loop.time() - begun_s >= STEADY_S else min(PAUSE_MAX_S, pause_s * 2)
-            await asyncio.sleep(pause_s)
-            try:
-                await self._begin()
-                self.n_restarts += 1
-            except IsopodError as error:
-                pause_s = min(PAUSE_MAX_S, pause_s * 2)
-                self._logger.error("grpc.not_started", why=error.message, again_in_s=pause_s)
+        await super().start()
