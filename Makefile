@@ -19,7 +19,7 @@ ifdef JOBS
 export CARGO_BUILD_JOBS := $(JOBS)
 endif
 
-.PHONY: help setup setup-tests setup-vm core run stop test test-unit test-host test-rust test-v2 test-simulation test-failpoints test-all test-ci test-stress test-verbose lint format rows docs bench-run bench-runtime bench-journal bench-raft bench-microvm soak-runtime validate clean
+.PHONY: help setup setup-tests setup-vm core run stop test test-unit test-host test-rust test-v2 test-simulation test-failpoints test-all test-ci test-stress test-verbose lint format rows docs bench-run bench-runtime bench-journal bench-raft bench-microvm bench-pulse soak-runtime validate clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -108,6 +108,9 @@ bench-raft: setup ## Measure three nodes beside three of etcd (installs it): wri
 bench-microvm: setup-vm ## Measure virtual machines beside bare QEMU: start, template, exec, stop, memory
 	@$(PYTHON) -m benchmarks.microvm $(ARGS)
 
+bench-pulse: setup ## Measure the metrics agent with a thousand sandboxes, beside a program of kata-monitor's shape
+	@$(PYTHON) -m benchmarks.pulse $(ARGS)
+
 soak-runtime: setup ## Ten minutes at full load with clients that die, stall and misbehave; fail if anything leaks
 	@$(PYTHON) -m benchmarks.soak $(ARGS)
 
@@ -117,4 +120,4 @@ validate: setup ## Build, test, check and measure everything, and fail if any pa
 clean: stop ## Remove everything that was built, the virtual environment too
 	@rm -rf .venv build rust/target rust/*/target .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	@find src tests scripts benchmarks -name __pycache__ -prune -exec rm -rf {} +
-	@rm -f src/isopod/_core*.so src/isopod/faces/grpc/*.binpb
+	@rm -f src/isopod/_core*.so src/isopod/faces/grpc/*.binpb src/isopod/pulse/*.binpb

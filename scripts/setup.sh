@@ -1,7 +1,7 @@
 #!/bin/bash
 # Set-up: makes a fresh Debian 12 machine able to build, run and test isopod. Safe to repeat, and quick when all is there.
 #
-# With --tests it also installs what only tests use: independent peers (curl, a headless browser, erofs-utils, nix).
+# With --tests it also installs what only tests use: independent peers (curl, a headless browser, erofs-utils, nix, containerd, Prometheus).
 # Five steps, each skipped when its result is in place: Debian packages, the virtual environment (exactly the versions of
 # requirements.lock), the descriptors of the gRPC protocol, the Rust core, the launcher .venv/bin/isopod. Rules: apt-get only for what is missing; the package lists are
 # fetched only when they do not know a package or are too old to install it; no step needs a terminal.
@@ -11,6 +11,7 @@ readonly ROOT=$PWD
 readonly STAMP=.venv/setup.stamp
 readonly CORE_STAMP=build/core.stamp
 readonly PROTOCOL=src/isopod/faces/grpc/blixard.binpb
+readonly CRI=src/isopod/pulse/cri.binpb
 . scripts/rust.sh
 
 # What a node needs, and what building and testing it needs.
@@ -18,7 +19,7 @@ readonly PACKAGES=(
     ca-certificates python3 python3-venv gcc libc6-dev protobuf-compiler
     crun runc conmon busybox-static nftables iproute2 golang-github-containers-common
 )
-readonly TEST_PACKAGES=(curl chromium-headless-shell erofs-utils nix-bin)
+readonly TEST_PACKAGES=(curl chromium-headless-shell erofs-utils nix-bin containerd containernetworking-plugins prometheus)
 
 say() { printf 'set-up: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 1; }
@@ -76,17 +77,26 @@ write_launcher() {
 import sys
 sys.path.insert(0, "$ROOT/src")
 from isopod.cli.main import main
-sys.exit(main(sys.argv[1:], site_packages="$site"))
+words = ["pulse"] if sys.argv[0].rpartition("/")[2] == "kata-pulse" else []
+sys.exit(main([*words, *sys.argv[1:]], site_packages="$site"))
 LAUNCHER
     chmod 755 .venv/bin/isopod.new
     mv .venv/bin/isopod.new .venv/bin/isopod
+    ln -sf isopod .venv/bin/kata-pulse  # the name by which other people's scripts call the metrics agent
 }
 
-# The descriptors of the gRPC protocol, beside the package that serves it.
+# The descriptors of the gRPC protocols, each beside the package that speaks it: ours, which is served, and the part of the CRI that is called.
 ensure_protocol() {
-    if [ -e "$PROTOCOL" ] && [ -z "$(find proto -name '*.proto' -newer "$PROTOCOL")" ]; then return; fi
-    say "compiling the gRPC protocol"
-    protoc --proto_path=proto --include_imports --descriptor_set_out="$PROTOCOL" blixard.proto blixard_raft.proto
+    compile_protocol "$PROTOCOL" proto blixard.proto blixard_raft.proto
+    compile_protocol "$CRI" proto/cri cri.proto
+}
+
+compile_protocol() {
+    local target=$1 folder=$2
+    shift 2
+    if [ -e "$target" ] && [ -z "$(find "$folder" -maxdepth 1 -name '*.proto' -newer "$target")" ]; then return; fi
+    say "compiling the gRPC protocol of $folder"
+    protoc --proto_path="$folder" --include_imports --descriptor_set_out="$target" "$@"
 }
 
 ensure_core() {

@@ -1,6 +1,6 @@
 """Types of the Rust core (`rust/core`), checked against the built module by stubtest. Long calls release the GIL."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self, final
 
 from _typeshed import ReadableBuffer, WriteableBuffer
@@ -81,6 +81,37 @@ def apply_mask(data: bytes, key: bytes) -> bytes:
 
 def crc32c(data: ReadableBuffer, start: int = 0) -> int:
     """Return the CRC-32C (RFC 3720) of `data`; with `start` the sum of what came before it, that of both."""
+
+def exposition_read(
+    body: bytes,
+    block: bytes,
+    names: Sequence[str],
+    rules: tuple[int, int, Sequence[tuple[bytes, bytes]], float],
+    wanted: Mapping[str, Sequence[str]],
+) -> tuple[
+    list[tuple[str, Any, bytes, bytes, int, bytes | None]],  # the second is a `Kind` of isopod.pulse.model
+    dict[str, tuple[tuple[tuple[str, ...], float], ...]],
+    int,
+    dict[str, int],
+]:
+    """Read metrics as text; `isopod.pulse.core.read` says how. Keeps the GIL, as all of this family do.
+
+    Returns (families, figures asked for, lines kept, lines left out by reason), the families as (name, kind, help, text, number of lines,
+    text in OpenMetrics if that differs), ordered by name. `block` comes first in each line's labels, which have the `names`. `rules`: bytes
+    of a line, lines kept, (beginning of a name, its replacement), and from what value on a figure has wrapped.
+    """
+
+def exposition_protobuf(name: str, kind: str, help_text: bytes, texts: Sequence[bytes]) -> bytes:
+    """Encode one family as a length-delimited io.prometheus.client.MetricFamily. ValueError: there is no such kind."""
+
+def deflate(texts: Sequence[bytes]) -> list[tuple[bytes, int, int]]:
+    """Deflate texts, each to whole blocks that refer to nothing before them; returns (blocks, CRC-32 of the text, its bytes) of each."""
+
+def zstd_frames(texts: Sequence[bytes]) -> list[bytes]:
+    """Compress texts, each to a zstd frame."""
+
+def combine_crc32(pieces: Iterable[tuple[int, int]]) -> int:
+    """Return the CRC-32 of pieces one behind another, of which each is given by its own and its number of bytes."""
 
 def unpack_layer(
     fd: int,

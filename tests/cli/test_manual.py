@@ -81,7 +81,7 @@ def test_the_nodes_options_are_those_it_reads() -> None:
     shown = {option.names[-1]: option for option in manual.options_of(grammar.NODE)}
     paths = [row.flag for row in PATHS if row.flag != "--socket"]
     cluster = [row.flag for row in CLUSTER_SETTINGS]
-    assert list(shown) == [CONFIG_FLAG, *(row.flag for row in SETTINGS), *cluster, "--grpc-listen", *paths]
+    assert list(shown) == [CONFIG_FLAG, *(row.flag for row in SETTINGS), *cluster, "--grpc-listen", "--pulse-listen", *paths]
     for name, value in ((row.flag, getattr(ClusterSection(), row.name)) for row in CLUSTER_SETTINGS):
         assert not isinstance(value, int | str) or isinstance(value, bool) or str(value) in ("", shown[name].default)
     assert shown[CONFIG_FLAG].default == CONFIG_FILE

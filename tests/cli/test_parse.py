@@ -120,7 +120,7 @@ def test_any_words_end_in_a_meaning_or_a_usage_error(words: list[str]) -> None:
         assert parsed.command is None or len(parsed.words) <= len(argv)
 
 
-@given(st.sampled_from([c for c in grammar.COMMANDS if c.rest and c is not grammar.NODE]), st.lists(st.text(max_size=6), max_size=5))
+@given(st.sampled_from([c for c in grammar.COMMANDS if c.rest and c not in grammar.DAEMONS]), st.lists(st.text(max_size=6), max_size=5))
 def test_rest_belongs_to_the_command_inside(command: Command, rest: list[str]) -> None:
     parsed = parse([*command.name.split(), "first", "second", *rest])
     assert parsed.words == ["first", "second", *rest]

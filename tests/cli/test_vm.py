@@ -1,9 +1,6 @@
 """The commands about virtual machines: from words to requests, and back."""
 
-import io
 import os
-import tarfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -142,14 +139,20 @@ def test_resize_says_what_takes_effect_later(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == (b"web\n", b"note: processors take effect at the next start\n")
 
 
+@pytest.mark.row("B11")
+@pytest.mark.parametrize("is_outdated,said", [(False, b""), (True, b"note: it goes on as it was started; then: isopod vm restart web\n")])
+def test_update_says_when_a_restart_makes_a_difference(tmp_path: Path, is_outdated: bool, said: bytes) -> None:
+    reply = {"container": {"name": "web"}, "runner": "/nix/store/b", "booted": "/nix/store/a", "is_outdated": is_outdated}
+    asked, done = told(tmp_path, ["vm", "update", "--name", "web"], "vm.update", reply)
+    assert asked == {"name": "web"}
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"web\n", said)
+
+
 @pytest.mark.parametrize(
     "words,said",
     [
         (["create", "web", "--image", "i", "--vcpus", "two"], b"vcpus"),
         (["create", "web", "--image", "i", "--memory", "lots"], b"lots"),
-        (["cp", "a", "b"], b"VM:PATH"),
-        (["cp", "/nonexistent/file", "web:/b"], b"/nonexistent/file"),
-        (["cp", "web:/a", "db:/b"], b"VM:PATH"),
         (["snapshot", "web", "a", "b"], b"does not take"),
         (["restore", "--name", "web", "a", "b"], b"one name"),
     ],
@@ -172,73 +175,6 @@ def test_the_console_is_carried_and_has_no_exit_code(tmp_path: Path) -> None:
     with ScriptedNode(str(tmp_path), script) as node:
         done = isopod("-H", node.path, "vm", "console", "--no-follow", "--tail", "100", "web")
     assert (done.returncode, done.stdout) == (0, b"booted\r\n")
-
-
-def archive(**files: bytes) -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as tar:
-        for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return out.getvalue()
-
-
-def serving(data: bytes) -> Callable[[Peer], None]:
-    def script(peer: Peer) -> None:
-        peer.greet()
-        call, body = peer.request("vm.copy_from")
-        assert body == {"name": "web", "path": "/etc/hosts"}
-        peer.send(4, call, {"type": "chunk", "data": data}, len(data))
-        peer.reply(call, {})
-        peer.wait_closed()
-
-    return script
-
-
-@pytest.mark.row("V3")
-def test_files_out_of_a_machine(tmp_path: Path) -> None:
-    (tmp_path / "here").mkdir()
-    with ScriptedNode(str(tmp_path), serving(archive(hosts=b"127.0.0.1\n"))) as node:
-        done = isopod("-H", node.path, "vm", "cp", "web:/etc/hosts", str(tmp_path / "here"))
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert (tmp_path / "here" / "hosts").read_bytes() == b"127.0.0.1\n"
-
-
-def test_a_hostile_archive_stays_in_its_folder(tmp_path: Path) -> None:
-    (tmp_path / "here").mkdir()
-    with ScriptedNode(str(tmp_path), serving(archive(**{"../outside": b"x", "/absolute-isopod-test": b"x", "in": b"y"}))) as node:
-        isopod("-H", node.path, "vm", "cp", "web:/etc/hosts", str(tmp_path / "here"))
-    assert not (tmp_path / "outside").exists()
-    assert not Path("/absolute-isopod-test").exists()
-
-
-def test_a_destination_that_is_no_folder(tmp_path: Path) -> None:
-    done = isopod("vm", "cp", "web:/etc/hosts", str(tmp_path / "nowhere"))
-    assert done.returncode == 2
-    assert b"no such folder" in done.stderr
-
-
-@pytest.mark.row("V3")
-def test_files_into_a_machine(tmp_path: Path) -> None:
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "index").write_bytes(b"hello")
-    sent: list[bytes] = []
-
-    def script(peer: Peer) -> None:
-        peer.greet()
-        call, body = peer.request("vm.copy_to")
-        assert body == {"name": "web", "path": "/www"}
-        peer.send(6, call, 1 << 20)
-        sent.extend(item["data"] for item in peer.items(call))
-        peer.reply(call, {})
-        peer.wait_closed()
-
-    with ScriptedNode(str(tmp_path), script) as node:
-        done = isopod("-H", node.path, "vm", "cp", str(tmp_path / "site"), "web:/www")
-    assert (done.returncode, done.stderr) == (0, b"")
-    with tarfile.open(fileobj=io.BytesIO(b"".join(sent))) as tar:
-        assert [member.name for member in tar] == ["site", "site/index"]
 
 
 @pytest.mark.parametrize("text,size", [("512", 512 << 20), ("512m", 512 << 20), ("1g", 1 << 30), (str(256 << 20), 256 << 20)])

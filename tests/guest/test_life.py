@@ -123,6 +123,7 @@ def test_poweroff_ends_all_that_runs_at_once() -> None:
         assert "panic" not in booted.console.read_text(errors="replace")
 
 
+@pytest.mark.row("V6")
 def test_clones_of_a_template_differ_in_all_that_must(folder: str) -> None:
     here = Path(folder)
     upper, lower = rootfs.make_layers(here)
@@ -130,7 +131,7 @@ def test_clones_of_a_template_differ_in_all_that_must(folder: str) -> None:
     with machine.booted(here, disks) as first:
         assert first.channel.request("prepare", layers=LAYERS) == {}
         first.snapshot(template)
-    said = []
+    said, boots = [], []
     for number in (6, 7):
         clone = Machine(here, disks, incoming=f"exec:cat {template}")
         try:
@@ -138,23 +139,28 @@ def test_clones_of_a_template_differ_in_all_that_must(folder: str) -> None:
             clone.resume()
             clone.channel.greet()
             network = {"mac": f"02:00:00:00:00:0{number}", "address": f"10.88.1.{number}/16", "gateway": "10.88.0.1", "mtu": 1500}
-            wanted = machine.configuration(LAYERS, hostname=f"clone-{number}", network=network)
+            # Years ahead of the template's clock, and of each other's: a clock that nobody had set would not show it.
+            told_s = number * 300_000_000
+            wanted = machine.configuration(LAYERS, hostname=f"clone-{number}", network=network, time_ns=told_s * 10**9)
             assert clone.channel.request("configure", **wanted) == {}
-            now = time.time()
+            random = clone.channel.text("head -c 32 /dev/urandom | md5sum; cat /proc/sys/kernel/random/uuid")
             facts = clone.channel.text("date +%s; hostname; cat /sys/class/net/eth0/address; ip -4 -o addr show eth0; ip route | head -n 1")
-            random = clone.channel.text("head -c 32 /dev/urandom | md5sum")
             lines = facts.splitlines()
-            assert abs(int(lines[0]) - now) < 5
+            assert 0 <= int(lines[0]) - told_s < 60
             assert lines[1:3] == [f"clone-{number}", network["mac"]]
             assert f"10.88.1.{number}/16" in lines[3]
+            assert machine.MAC not in facts
             assert lines[4].startswith("default via 10.88.0.1 dev eth0")
-            said.append(random)
+            said += random.splitlines()
+            boots.append(clone.channel.text("cat /proc/sys/kernel/random/boot_id"))
         finally:
             clone.close()
-    assert said[0] != said[1]
+    assert len(set(said)) == 4, "no two numbers that were drawn are the same"
+    assert boots[0] == boots[1], "both come from one boot: what differs was renewed"
 
 
-def test_a_running_machine_goes_on_after_its_snapshot(folder: str) -> None:
+@pytest.mark.row("V6")
+def test_a_running_machine_and_its_copy_go_on_after_its_snapshot(folder: str) -> None:
     here = Path(folder)
     upper, lower = rootfs.make_layers(here)
     disks, state = [Disk(upper, "l0i"), Disk(lower, "l1i")], here / "state"
@@ -164,6 +170,16 @@ def test_a_running_machine_goes_on_after_its_snapshot(folder: str) -> None:
         first.channel.write(MAIN_STREAM, b"\n")
         first.channel.wait(lambda: first.channel.output(MAIN_STREAM) == b"1\n", "it does not count")
         first.snapshot(state)
+        first.resume()
+        for number in (2, 3):
+            first.channel.write(MAIN_STREAM, b"\n")
+            counted = b"".join(b"%d\n" % each for each in range(1, number + 1))
+            first.channel.wait(lambda counted=counted: first.channel.output(MAIN_STREAM) == counted, "the original does not go on")
+        drawn = first.channel.text("head -c 32 /dev/urandom | md5sum")
+        lines = first.channel.text("hostname; cat /sys/class/net/eth0/address; ip -4 -o addr show eth0; date +%s").splitlines()
+        assert lines[:2] == ["guest-a", machine.MAC], "the original stays who it is"
+        assert "10.88.0.5/24" in lines[2]
+        assert abs(int(lines[3]) - time.time()) < 30
     second = Machine(here, disks, incoming=f"exec:cat {state}")
     try:
         second.open_monitor()
@@ -178,13 +194,15 @@ def test_a_running_machine_goes_on_after_its_snapshot(folder: str) -> None:
             "entropy": "00ff" * 16,
         }
         assert channel.request("renew", time_ns=2_000_000_000 * 10**9, network=network, **kept) == {}
-        said = channel.text("date +%s; cat /etc/hostname /etc/resolv.conf; ip -4 -o addr show eth0; ip route | wc -l")
+        assert channel.text("head -c 32 /dev/urandom | md5sum") != drawn
+        said = channel.text("date +%s; hostname; cat /etc/hostname /etc/resolv.conf; ip -4 -o addr show eth0; ip route | wc -l")
         lines = said.splitlines()
         assert 0 <= int(lines[0]) - 2_000_000_000 < 60
-        assert lines[1:3] == ["again", "nameserver 10.0.0.1"]
-        assert "10.88.0.9/24" in lines[3]
+        assert lines[1:4] == ["again", "again", "nameserver 10.0.0.1"]
+        assert "10.88.0.9/24" in lines[4]
         assert "10.88.0.5" not in said
-        assert lines[4] == "2"
+        assert lines[5] == "2"
+        assert channel.text("cat /sys/class/net/eth0/address") == "02:00:00:00:00:09\n"
         channel.write(MAIN_STREAM, b"\n")
         channel.wait(lambda: channel.output(MAIN_STREAM) == b"2\n", "it does not go on counting")
         channel.send(encode(Kind.STDIN_END, MAIN_STREAM))

@@ -51,7 +51,7 @@ APPLETS = (
     ),
     *("nproc", "date", "sync"),
 )
-START_TIMEOUT_S = 20.0
+START_TIMEOUT_S = 60.0
 BUSYBOX = "/bin/busybox"
 PROGRAMS = ("conmon", "crun", "runc", "isopod-shim", "qemu-system-x86_64", "virtiofsd")
 """What runs beside a node on the host."""

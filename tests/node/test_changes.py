@@ -8,6 +8,7 @@ import pytest
 
 from isopod.api import messages as m
 from isopod.api import methods
+from isopod.api import usage as u
 from isopod.world.errors import (
     AlreadyExists,
     Disconnected,
@@ -264,7 +265,7 @@ async def test_lists_and_sums_through_the_socket(rig: Rig) -> None:
         assert total.measured.pids >= 2
         assert total.storage.images_bytes > 0
         assert total.storage.metadata_bytes > 0
-        stats = await rig.client.call(methods.CONTAINER_STATS, m.StatsRequest(names=("db1", "web0")))
+        stats = await rig.client.call(methods.CONTAINER_STATS, u.StatsRequest(names=("db1", "web0")))
         assert [(use.name, use.memory_bytes_max, use.n_pids is None) for use in stats.containers] == [
             ("db1", 32 << 20, False),
             ("web0", None, True),

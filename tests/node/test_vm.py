@@ -10,6 +10,7 @@ import pytest
 
 from isopod.api import machines, methods
 from isopod.api import messages as m
+from isopod.api import usage as u
 from isopod.world.errors import CommandNotRunnable, InvalidArgument, IsopodError, NotFound, Unsupported, WrongState
 from isopod.world.sim import SimWorld
 from tests.node.rig import HostBackend
@@ -182,7 +183,7 @@ async def test_a_paused_machine_stands_still_and_goes_on(rig: VmRig) -> None:
 async def test_stats_tell_what_the_host_pays(rig: VmRig) -> None:
     async with rig:
         await rig.run_detached("sleep", "1000", name="box")
-        (usage,) = (await rig.client.call(methods.CONTAINER_STATS, m.StatsRequest(names=("box",)))).containers
+        (usage,) = (await rig.client.call(methods.CONTAINER_STATS, u.StatsRequest(names=("box",)))).containers
         assert usage.memory_bytes is not None
         assert usage.memory_bytes > 16 * MIB
         assert usage.cpu_ns

@@ -1,7 +1,8 @@
 """What a guest is made of: a memory file system with the kernel's modules, and a disk with this project and what it runs on.
 
 The disk holds no distribution: the programs named below, the libraries that ldd(1) says they need, this machine's Python and the
-project's virtual environment. All is copied with its times, so that compiled Python files stay valid: compiling is slow in a guest.
+project's virtual environment. All is copied with its times, so that compiled Python files stay valid, and what is not compiled yet is
+compiled here: compiling is slow in a guest.
 Sources: Documentation/driver-api/early-userspace/buffer-format.rst (cpio "newc"), modinfo(8), mke2fs(8) (-d).
 """
 
@@ -54,6 +55,8 @@ DATA: Final = (
     "/etc/nsswitch.conf",
     "/etc/ld.so.conf.d",
 )
+COMPILED: Final = ("src", "tests/node", "tests/vm", "tests/world")
+"""What of the project is compiled before it goes there."""
 WITHOUT: Final = (
     "mypy*",
     "*__mypyc*",
@@ -147,6 +150,7 @@ def _fill(tree: Path) -> None:
     _copy_environment(tree / INSIDE / ".venv")
     for name in ("src", "tests", "pyproject.toml", "docs", "scripts"):
         _copy_any(PROJECT / name, tree / INSIDE / name)
+    _compile(tree)
     for name in DATA:
         _copy_any(Path(name), tree / name.lstrip("/"))
     libraries = [str(path) for place in (tree / INSIDE, standard) for path in place.rglob("*.so")]
@@ -163,6 +167,13 @@ def _copy_environment(target: Path) -> None:
     shutil.copy2(source / "pyvenv.cfg", target / "pyvenv.cfg")
     (target / "bin").mkdir()
     (target / "bin/python").symlink_to("/usr/bin/python3.11")
+
+
+def _compile(tree: Path) -> None:
+    """Compile what has no valid compiled file yet, with the paths that it will have there. What cannot be fails there."""
+    folders = [str(tree / INSIDE / name) for name in COMPILED]
+    command = [sys.executable, "-m", "compileall", "-q", "-s", str(tree), "-p", "/", *folders]
+    subprocess.run(command, check=False, capture_output=True, timeout=120)
 
 
 def _copy(tree: Path, path: str) -> None:

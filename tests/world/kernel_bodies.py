@@ -183,6 +183,7 @@ async def facts_and_pressure_are_told(world: World, folder: str) -> None:
 
 async def an_unknown_cgroup_has_no_use_and_deletes_quietly(world: World, folder: str) -> None:
     assert world.kernel.cgroup_usage(f"/{PREFIX}-none/x") == (None, None, None, None)
+    assert world.kernel.cgroup_figures(f"/{PREFIX}-none/x", None) == (0, 0, 0, 0, 0, 0, 0, 0, (), ())
     await world.kernel.kill_cgroup(f"/{PREFIX}-none/x")
     await world.kernel.delete_cgroup(f"/{PREFIX}-none/x")
 

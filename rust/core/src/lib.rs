@@ -10,6 +10,7 @@
 pub mod archive;
 pub mod erofs;
 pub mod error;
+pub mod exposition;
 pub mod mask;
 pub mod mounts;
 pub mod namespaces;

@@ -1,6 +1,6 @@
 """The messages about virtual machines: what can be asked of them beyond what is asked of every container. See `messages`."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -33,6 +33,18 @@ class ResizeVm(Message, frozen=True, kw_only=True):
     memory_bytes: int | None = None
 
 
+class VmBuild(Message, frozen=True, kw_only=True):
+    """What was built of a virtual machine's configuration."""
+
+    container: Container
+    runner: str
+    """What its next start runs."""
+    booted: str
+    """What was started last, "" if nothing was."""
+    is_outdated: bool
+    """Whether what runs is another one: a restart makes the difference."""
+
+
 class VmConsole(Message, frozen=True, kw_only=True):
     """Look at, and type on, a virtual machine's console."""
 
@@ -57,6 +69,28 @@ class VmState(Message, frozen=True, kw_only=True):
     snapshots: tuple[VmSnapshot, ...] = ()
     why: str = ""
     """Why it is not as it should be."""
+
+
+class StatPath(Message, frozen=True, kw_only=True):
+    """Ask what is at a path of a container."""
+
+    name: str
+    path: str
+    follow: bool = True
+    """Whether a link at its end is followed."""
+
+
+PathKind = Literal["file", "folder", "link", "other", "nothing"]
+
+
+class PathFacts(Message, frozen=True, kw_only=True):
+    """What is at a path of a container; "nothing" has a folder that is there."""
+
+    kind: PathKind
+    path: str
+    """Where links led."""
+    mode: int
+    n_bytes: int
 
 
 class CopyFrom(Message, frozen=True, kw_only=True):

@@ -390,32 +390,6 @@ class EventsRequest(Message, frozen=True, kw_only=True):
     """Any of these names or beginnings of ids; () for all."""
 
 
-class StatsRequest(Message, frozen=True, kw_only=True):
-    """What to measure; () for all that run."""
-
-    names: tuple[str, ...] = ()
-
-
-class ContainerUsage(Message, frozen=True, kw_only=True):
-    """What a container uses now; None where it does not run or the kernel does not say."""
-
-    id: str
-    name: str
-    status: Status
-    memory_bytes: int | None = None
-    memory_bytes_max: int | None = None
-    cpu_ns: int | None = None
-    cpus: float | None = None
-    n_pids: int | None = None
-    pids_max: int | None = None
-
-
-class UsageList(Message, frozen=True, kw_only=True):
-    """By name."""
-
-    containers: tuple[ContainerUsage, ...]
-
-
 class LimitSums(Message, frozen=True, kw_only=True):
     """What containers may use, added up, and how many have no limit of that kind."""
 
@@ -671,6 +645,15 @@ class Probed(Message, frozen=True, kw_only=True):
     why: str
 
 
+class DriverFacts(Message, frozen=True, kw_only=True):
+    """One way to run virtual machines."""
+
+    name: str
+    works: bool | None
+    """Whether it works here; None if that is not known yet."""
+    why: str
+
+
 class NodeInfo(Message, frozen=True, kw_only=True):
     """What `isopod info` says."""
 
@@ -695,6 +678,8 @@ class NodeInfo(Message, frozen=True, kw_only=True):
     storage_driver: Probed
     network_driver: Probed
     seccomp_profile: Probed
+    drivers: tuple[DriverFacts, ...] = ()
+    """What can run virtual machines; none on a node that runs no containers."""
     containers: int
     containers_running: int
     images: int

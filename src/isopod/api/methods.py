@@ -5,7 +5,7 @@
 
 from typing import Final
 
-from isopod.api import machines
+from isopod.api import machines, usage
 from isopod.api import messages as m
 from isopod.wire.service import Method
 
@@ -33,7 +33,10 @@ CONTAINER_UNPAUSE: Final = Method("container.unpause", m.ContainerName, m.Contai
 CONTAINER_RESTART: Final = Method("container.restart", m.RestartContainer, m.Container)
 CONTAINER_UPDATE: Final = Method("container.update", m.UpdateContainer, m.UpdatedContainer)
 CONTAINER_EVENTS: Final = Method("container.events", m.EventsRequest, m.Empty, receives=m.EventOutput)
-CONTAINER_STATS: Final = Method("container.stats", m.StatsRequest, m.UsageList)
+CONTAINER_STAT_PATH: Final = Method("container.stat_path", machines.StatPath, machines.PathFacts)
+CONTAINER_COPY_FROM: Final = Method("container.copy_from", machines.CopyFrom, m.Empty, receives=m.Chunk)
+CONTAINER_COPY_TO: Final = Method("container.copy_to", machines.CopyTo, m.Empty, sends=m.Chunk)
+CONTAINER_STATS: Final = Method("container.stats", usage.StatsRequest, usage.UsageList)
 
 VM_STATUS: Final = Method("vm.status", m.ContainerName, machines.VmState)
 VM_CONSOLE: Final = Method("vm.console", machines.VmConsole, m.Empty, sends=m.AttachInput, receives=m.AttachOutput)
@@ -41,8 +44,7 @@ VM_SNAPSHOT: Final = Method("vm.snapshot", machines.VmSnapshotRequest, machines.
 VM_SNAPSHOT_REMOVE: Final = Method("vm.snapshot_remove", machines.VmSnapshotRequest, m.Empty)
 VM_RESTORE: Final = Method("vm.restore", machines.VmSnapshotRequest, m.Container)
 VM_RESIZE: Final = Method("vm.resize", machines.ResizeVm, m.UpdatedContainer)
-VM_COPY_FROM: Final = Method("vm.copy_from", machines.CopyFrom, m.Empty, receives=m.Chunk)
-VM_COPY_TO: Final = Method("vm.copy_to", machines.CopyTo, m.Empty, sends=m.Chunk)
+VM_UPDATE: Final = Method("vm.update", m.ContainerName, machines.VmBuild)
 
 IMAGE_LIST: Final = Method("image.list", m.Empty, m.ImageList)
 IMAGE_INSPECT: Final = Method("image.inspect", m.ImageNameRequest, m.Image)

@@ -139,6 +139,8 @@ def render(method: str, reply: msgspec.Struct, *, form: Format, now_s: float) ->
         return _cluster_status(reply, now_s)
     if form == "table" and isinstance(reply, machines.VmState):
         return _vm_state(reply, now_s)
+    if form == "table" and isinstance(reply, m.NodeInfo):
+        return facts(msgspec.to_builtins(reply) | {"drivers": _drivers(reply.drivers) or None})
     if form == "table" and method in _FACTS:
         return facts(msgspec.to_builtins(reply))
     return as_json(reply)
@@ -179,6 +181,12 @@ def _vm_state(state: machines.VmState, now_s: float) -> str:
         "why": state.why or None,
     }
     return facts(told)
+
+
+def _drivers(drivers: Sequence[m.DriverFacts]) -> dict[str, Any]:
+    """Return the drivers as facts."""
+    words = {True: "works", False: "does not work here", None: "not known yet"}
+    return {driver.name: {"value": words[driver.works], "why": driver.why} for driver in drivers}
 
 
 def table(columns: Sequence[Column], rows: Sequence[Any], now_s: float) -> str:

@@ -85,7 +85,7 @@ def candidates(words: list[str]) -> list[str]:
     if command is None:
         return _matching(_names(before, current), current)
     options = (*command.options, *grammar.GLOBAL_OPTIONS)
-    if command is grammar.NODE:
+    if command in grammar.DAEMONS:
         from isopod.cli.manual import options_of
 
         options = (*options_of(command), *grammar.GLOBAL_OPTIONS)
@@ -93,7 +93,7 @@ def candidates(words: list[str]) -> list[str]:
     n_arguments, awaiting = _state(command, options, given)
     if awaiting is not None:
         return _matching([*awaiting.choices, *_objects(awaiting.complete, socket)], current)
-    if command.rest and n_arguments and command is not grammar.NODE:
+    if command.rest and n_arguments and command not in grammar.DAEMONS:
         return []
     if current.startswith("-"):
         return _matching([name for option in options for name in option.names if name.startswith("--")], current)

@@ -320,6 +320,13 @@ def environment(parsed: Parsed) -> dict[str, str]:
     return variables
 
 
+def copy(parsed: Parsed) -> int:
+    """`isopod cp`."""
+    from isopod.cli import copying
+
+    return copying.copy(parsed)
+
+
 def _moment_ns(text: str) -> int:
     """Return the moment that --since names, in nanoseconds since the epoch."""
     from isopod.cli.options import moment_ns
@@ -346,5 +353,6 @@ VERBS: Final[dict[str, Callable[[Parsed], int]]] = {
     "update": update,
     "events": events,
     "stats": stats,
+    "copy_to": copy,
 }
 """What carries out the commands, by the verb of their method."""

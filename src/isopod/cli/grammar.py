@@ -137,6 +137,12 @@ _CLUSTER_NODE_OPTIONS: Final = (
     ),
     Option("--voters-max", "how many vote at most in a cluster it founds (cluster set)", "N", default="5", choices=("1", "3", "5", "7")),
     Option("--grpc-listen", "where gRPC is served; where other machines reach it, by mutual TLS only", "ADDRESS", default="nowhere"),
+    Option(
+        "--pulse-listen",
+        "where metrics of this node's containers and machines, and of Kata's sandboxes, are served",
+        "ADDRESS",
+        default="nowhere",
+    ),
 )
 
 NODE: Final = Command(
@@ -517,6 +523,103 @@ KV_COMMANDS: Final = (
         method="kv.watch",
     ),
 )
+PULSE: Final = Command(
+    ("pulse",),
+    "serve the metrics of all sandboxes of this machine",
+    about="A drop-in for kata-monitor: it finds Kata's sandboxes and isopod's own, asks each shim at the interval, and answers scrapes "
+    "from what it has. Flags may begin with one dash. KATA_PULSE_LISTEN, RUNTIME_ENDPOINT, RUST_LOG and KATA_PULSE_METRICS_INTERVAL "
+    "are the first four flags; a flag beats a variable. It is also the program kata-pulse.",
+    options=(
+        Option("--listen-address", "where it serves: HOST:PORT or unix:PATH", "ADDRESS", default="127.0.0.1:8090"),
+        Option(
+            "--runtime-endpoint",
+            "the CRI runtime that knows the pods, or none",
+            "PATH",
+            default="/run/containerd/containerd.sock",
+            complete="file",
+        ),
+        Option("--log-level", "the least level logged; any other word is info", "LEVEL", default="info"),
+        Option("--metrics-interval-secs", "how often each sandbox is asked", "SECONDS", default="60"),
+        Option("--go-root", "where Kata's shim in Go has a folder for each sandbox", "FOLDER", default="/run/vc/sbs", complete="folder"),
+        Option("--rust-root", "where the one in Rust has them", "FOLDER", default="/run/kata", complete="folder"),
+        Option("--node-socket", "the socket of an isopod node whose containers are shown too", "PATH", default="none", complete="file"),
+        Option("--view", "what /metrics shows", "VIEW", default="all", choices=("all", "kata", "cadvisor")),
+        Option(
+            "--cadvisor-without",
+            "left out of container_*: cpu, memory, network, disk, process, spec, time, containers",
+            "PART",
+            repeatable=True,
+        ),
+        Option("--strict-compat", "be kata-monitor to the letter: its families, codes and parameters"),
+        Option("--pod-label", "a label of pods that becomes a label of their series (label_NAME)", "NAME", repeatable=True),
+        Option("--pod-annotation", "the same of an annotation (annotation_NAME)", "NAME", repeatable=True),
+        Option("--policy-file", "relabelling, budgets and intervals; read again when it changes, and on SIGHUP", "FILE", complete="file"),
+        Option("--keep-rounds", "failed rounds over which a sandbox's last figures are shown", "N", default="2"),
+        Option("--shards", "processes that serve scrapes; 0 for as many as the processors ask for", "N", default="0"),
+        Option("--in-flight-max", "shims that are asked at one time", "N", default="64"),
+        Option("--request-timeout", "what a shim has for a whole answer", "SECONDS", default="3"),
+        Option("--tls-cert-file", "PEM of the certificate that is shown; read again when it changes", "FILE", complete="file"),
+        Option("--tls-key-file", "PEM of its key", "FILE", complete="file"),
+        Option("--tls-client-ca-file", "PEM of the authority that clients must be certified by", "FILE", complete="file"),
+        Option("--tls-min-version", "VersionTLS12 or VersionTLS13", "VERSION", default="VersionTLS12"),
+        Option("--token-file", "the file with the token that requests must carry as their bearer", "FILE", complete="file"),
+        Option("--pprof", "pass /debug/ on to shims"),
+        Option("--push-url", "send all figures there by Prometheus' remote write: http or https", "URL", default="none"),
+        Option("--push-interval", "how often they are sent", "SECONDS", default="60"),
+        Option("--push-timeout", "what the receiver has for a whole request", "SECONDS", default="30"),
+        Option("--push-queue-bytes", "of requests that wait; the oldest are dropped beyond it", "N", default="67108864"),
+        Option("--push-label", "a label for series that have none of the name", "NAME=VALUE", repeatable=True),
+        Option(
+            "--push-token-file", "the file with the token that is sent as the bearer; read again for each request", "FILE", complete="file"
+        ),
+        Option("--push-basic-file", "the file with USER:PASSWORD, instead of a token", "FILE", complete="file"),
+        Option("--push-ca-file", "PEM of the authority that certifies the receiver, instead of the machine's", "FILE", complete="file"),
+        Option("--push-cert-file", "PEM of the certificate that is shown to it", "FILE", complete="file"),
+        Option("--push-key-file", "PEM of its key", "FILE", complete="file"),
+    ),
+    examples=(
+        "isopod pulse",
+        "isopod pulse --listen-address 0.0.0.0:8090 --metrics-interval-secs 15",
+        "isopod pulse --runtime-endpoint none --node-socket /run/isopod/isopod.sock",
+        "KATA_PULSE_LISTEN=127.0.0.1:9090 isopod pulse",
+        "isopod pulse --push-url http://127.0.0.1:9090/api/v1/write --push-interval 15 --push-label cluster=lab",
+    ),
+    rest=True,
+)
+
+PULSE_COMMANDS: Final = (
+    PULSE,
+    Command(
+        ("pulse demo",),
+        "serve the metrics of sandboxes that are made up, for a first look",
+        about="Their folders and sockets are in a temporary folder that goes when it ends. Nothing else of this machine is looked at.",
+        options=(
+            Option("--sandboxes", "how many", "N", default="3"),
+            Option("--listen-address", "where it serves: HOST:PORT or unix:PATH", "ADDRESS", default="127.0.0.1:8090"),
+        ),
+        examples=("isopod pulse demo --sandboxes 10",),
+    ),
+    Command(
+        ("top", "pulse top"),
+        "show what sandboxes and containers use, live, as a metrics agent says it",
+        about="Needs an agent (isopod pulse, or a node that has one), no node. On a terminal c, m, n and d choose the order and q ends it; "
+        "into a pipe one table follows another. Rates are those between the agent's last two rounds; what it does not know is -.",
+        options=(
+            Option(
+                "--address", "where the agent serves: HOST:PORT or unix:PATH", "ADDRESS", default="KATA_PULSE_LISTEN, else 127.0.0.1:8090"
+            ),
+            Option("--interval", "how often it is asked: 2, 500ms", "TIME", default="2"),
+            Option("--sort", "what stands first", "BY", default="cpu", choices=("cpu", "memory", "network", "disk")),
+            Option("--once", "print one table and end"),
+            Option("--token-file", "the file with the token that the agent wants", "FILE", complete="file"),
+            FORMAT,
+        ),
+        examples=("isopod top", "isopod top --sort memory --once", "isopod top --address unix:/run/pulse.sock --format json"),
+    ),
+)
+DAEMONS: Final = (NODE, PULSE)
+"""What reads its own words: the node's are understood by `isopod.node.main`, those of pulse by `isopod.pulse.options`."""
+
 SECTIONS: Final = (
     ("Containers", CONTAINER_COMMANDS),
     ("Virtual machines", VM_COMMANDS),
@@ -524,6 +627,7 @@ SECTIONS: Final = (
     ("Networks", NETWORK_COMMANDS),
     ("Cluster", CLUSTER_COMMANDS),
     ("Keys and values", KV_COMMANDS),
+    ("Metrics", PULSE_COMMANDS),
     ("System", SYSTEM_COMMANDS),
 )
 """All commands, as the reference has them."""
@@ -536,11 +640,21 @@ GROUPS: Final = (
     ("kv", "the keys and values that all nodes share"),
     ("system", "what the node as a whole uses, and what happens"),
     ("config", "the node's settings, without a node"),
+    ("pulse", "the metrics of sandboxes"),
     ("journal", "look into the files of a stopped node, and mend them"),
     ("debug", "look into a live node"),
 )
 """First words of two-word commands."""
-COMMANDS: Final = (*CONTAINER_COMMANDS, *VM_COMMANDS, *IMAGE_COMMANDS, *NETWORK_COMMANDS, *CLUSTER_COMMANDS, *KV_COMMANDS, *SYSTEM_COMMANDS)
+COMMANDS: Final = (
+    *CONTAINER_COMMANDS,
+    *VM_COMMANDS,
+    *IMAGE_COMMANDS,
+    *NETWORK_COMMANDS,
+    *CLUSTER_COMMANDS,
+    *KV_COMMANDS,
+    *PULSE_COMMANDS,
+    *SYSTEM_COMMANDS,
+)
 
 EXIT_CODES: Final = (
     (0, "done; detached from a container that goes on"),

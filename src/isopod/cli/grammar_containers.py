@@ -267,6 +267,26 @@ CONTAINER_COMMANDS: Final = (
         method="container.inspect",
     ),
     Command(
+        ("cp", "container cp", "vm cp"),
+        "copy files into a container, or out of it",
+        about="One of the two is CONTAINER:PATH, the other a path here, or - for a tar archive on standard input or output. "
+        "A container need not run, a virtual machine must. A folder is copied with what is in it; FOLDER/. means only what is in it. "
+        "A destination that is a folder takes the copy, one that is not there becomes it. Modes are kept, and owners on the way in.",
+        arguments=(Argument("SOURCE", complete="file"), Argument("DESTINATION", complete="file")),
+        options=(
+            Option("-a --archive", "on the way out keep owners, set-user-id and devices too"),
+            Option("-L --follow-link", "copy what a link at the end of SOURCE leads to"),
+            Option("-q --quiet", "show no progress"),
+        ),
+        examples=(
+            "isopod cp ./site web:/www",
+            "isopod cp web:/etc/hosts .",
+            "isopod cp web:/var/log/. ./logs",
+            "isopod cp web:/www - >www.tar",
+        ),
+        method="container.copy_to",
+    ),
+    Command(
         ("commit", "container commit"),
         "make an image of a container's files",
         arguments=(CONTAINER, Argument("IMAGE")),

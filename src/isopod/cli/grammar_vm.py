@@ -191,12 +191,13 @@ VM_COMMANDS: Final = (
         method="vm.resize",
     ),
     Command(
-        ("vm cp",),
-        "copy files into a machine that runs, or out of it",
-        about="One of the two is VM:PATH with an absolute path, the other a path here. A folder is copied with what is in it. "
-        "DESTINATION is a folder that exists.",
-        arguments=(Argument("SOURCE", complete="file"), Argument("DESTINATION", complete="file")),
-        examples=("isopod vm cp ./site web:/www", "isopod vm cp web:/etc/hosts ."),
-        method="vm.copy_to",
+        ("vm update",),
+        "build a machine's configuration anew",
+        about="For machines that a flake or a microvm.nix module describes (--config). What runs goes on as it is; the next start takes "
+        "what was built. A start alone builds nothing: it takes what there is.",
+        arguments=(_ONE,),
+        options=(_NAME,),
+        examples=("isopod vm update web", "isopod vm restart web"),
+        method="vm.update",
     ),
 )

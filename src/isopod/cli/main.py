@@ -68,6 +68,8 @@ def _run(parsed: Parsed, site_packages: str) -> int:
         return _about(parsed)
     if command is grammar.NODE:
         return _node(parsed, site_packages)
+    if command is grammar.PULSE:
+        return _pulse(parsed, site_packages)
     if parsed.flag("help"):
         from isopod.cli.manual import page
 
@@ -98,10 +100,8 @@ def _room(command: Command, site_packages: str) -> Handler:
         from isopod.cli.kv import main as kv
 
         return kv
-    if command.name == "port":
-        from isopod.cli.ports import port
-
-        return port
+    if command.name in ("port", "top"):
+        return _table(command.name)
     if command.name.startswith("vm "):
         from isopod.cli import vm
 
@@ -116,12 +116,28 @@ def _room(command: Command, site_packages: str) -> Handler:
         from isopod.cli.journal import main as journal
 
         return journal
+    if command.name == "pulse demo":
+        _find_packages(site_packages)
+        from isopod.node.pulse import demo
+
+        return lambda parsed: demo(parsed.value("sandboxes"), parsed.value("listen-address"))
     if command.name == "sim":
         _find_packages(site_packages)
         from isopod.cli.sim import main as sim
 
         return sim
     return _handler(command.method)
+
+
+def _table(name: str) -> Handler:
+    """Return what carries out a command that makes its table itself."""
+    if name == "port":
+        from isopod.cli.ports import port
+
+        return port
+    from isopod.cli.top import main as top
+
+    return top
 
 
 def _handler(method: str) -> Handler:
@@ -172,6 +188,21 @@ def _node(parsed: Parsed, site_packages: str) -> int:
 
     socket = parsed.value("socket")
     return node_main([*(["--socket", socket] if socket else []), *words])
+
+
+def _pulse(parsed: Parsed, site_packages: str) -> int:
+    if any(word in grammar.HELP.names for word in parsed.words):
+        from isopod.cli.manual import page
+
+        return _print(page(grammar.PULSE))
+    if parsed.words in (["--version"], ["version"]):
+        from isopod import __version__
+
+        return _print(f"{grammar.PULSE.name} {__version__}\n")
+    _find_packages(site_packages)
+    from isopod.node.pulse import main as pulse_main
+
+    return pulse_main(parsed.words)
 
 
 def _find_packages(site_packages: str) -> None:

@@ -77,7 +77,7 @@ def parse(argv: list[str]) -> Parsed:
     if command is None:
         return _family(rest, parsed)
     parsed.command = command
-    if command is grammar.NODE:
+    if command in grammar.DAEMONS:
         parsed.words = rest[n_words:]
         return parsed
     try:

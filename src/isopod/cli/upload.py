@@ -151,8 +151,8 @@ def _send_chunk(link: Link, call: int, source: FileSource | FolderSource) -> boo
 class Meter:
     """Progress on one line of a terminal."""
 
-    def __init__(self, total_bytes: int) -> None:
-        self._is_shown: Final = console.is_terminal(console.STDERR)
+    def __init__(self, total_bytes: int, *, is_quiet: bool = False) -> None:
+        self._is_shown: Final = not is_quiet and console.is_terminal(console.STDERR)
         self._total_bytes: Final = total_bytes
         self._since_s: Final = console.monotonic_s()
         self._width = 0

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 SNAPSHOT_TIMEOUT_S: Final = 600.0
 RESTORE_TIMEOUT_S: Final = 180.0
+BUILD_TIMEOUT_S: Final = 1900.0
+"""More than the node gives a build."""
 LATEST: Final = "latest"
 
 
@@ -147,28 +149,15 @@ def resize(parsed: Parsed) -> int:
     return 0
 
 
-def copy(parsed: Parsed) -> int:
-    """`isopod vm cp`."""
-    source, destination = parsed.words
-    (there, path), (aim, into) = _place(source), _place(destination)
-    if bool(there) == bool(aim):
-        raise invalid("copy", f"{source} {destination}", "one of the two is to be VM:PATH", "isopod vm cp ./site web:/www")
-    from isopod.cli import copying
-
-    here = console.absolute(destination if there else source)
-    (copying.check_destination if there else copying.check_source)(here)
+def update(parsed: Parsed) -> int:
+    """`isopod vm update`."""
     with open_link(parsed) as link:
-        if there:
-            copying.fetch(link, {"name": there, "path": path}, here)
-        else:
-            copying.put(link, {"name": aim, "path": into}, here)
+        reply = link.call("vm.update", {"name": _one(parsed)}, BUILD_TIMEOUT_S)
+    name = text_of(reply.get("container"), "name")
+    if reply.get("is_outdated"):
+        note(f"note: it goes on as it was started; then: isopod vm restart {name}\n")
+    say(name + "\n")
     return 0
-
-
-def _place(text: str) -> tuple[str, str]:
-    """Return (machine, path) of VM:PATH, ("", text) of a path here."""
-    name, colon, path = text.partition(":")
-    return (name, path) if colon and name and "/" not in name and path.startswith("/") else ("", text)
 
 
 def _named(verb: str) -> Callable[[Parsed], int]:
@@ -240,6 +229,6 @@ VERBS: Final[dict[str, Callable[[Parsed], int]]] = {
     "vm snapshot": snapshot,
     "vm restore": restore,
     "vm resize": resize,
-    "vm cp": copy,
+    "vm update": update,
 }
 """What carries out the commands, by their name."""

@@ -2,20 +2,22 @@
 
 import asyncio
 import errno
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
 from typing import Final
 
 from isopod.api.messages import Container, Endpoint, ExecContainer, Image, Resources
 from isopod.engine.bundle import build_process
+from isopod.engine.container_files import Bind, ContainerFiles
 from isopod.engine.isolation import End
 from isopod.engine.launch import Launch
 from isopod.engine.layout import Layout
 from isopod.engine.stage import Stage
 from isopod.engine.supervisor import Attached, ExecSession, Supervisor
 from isopod.runtime.logger import Logger
-from isopod.world.errors import InvalidArgument, from_os_error
+from isopod.world.errors import InvalidArgument, WrongState, from_os_error
 from isopod.world.ids import is_container_id
-from isopod.world.kernel import CgroupUsage
+from isopod.world.kernel import CgroupFigures, CgroupUsage
 from isopod.world.processes import ProcessIdentity
 from isopod.world.world import World
 
@@ -71,6 +73,8 @@ class ContainerIsolation:
         layout: The engine's folders.
         logger: Told of usage that cannot be read.
     """
+
+    needs_running = False
 
     def __init__(self, world: World, stage: Stage, supervisor: Supervisor, *, layout: Layout, logger: Logger) -> None:
         self._world = world
@@ -165,9 +169,25 @@ class ContainerIsolation:
         """Return the overlay's upper folder."""
         return self._layout.upper(record.id)
 
+    @asynccontextmanager
+    async def files(self, record: Container, image: Image | None) -> AsyncIterator[ContainerFiles]:
+        """Look through its first process, or mount what it would see."""
+        if image is None:
+            if record.pid is None or record.pid_started_ticks is None:
+                raise WrongState("container", record.name, record.status, "reach into it", hint="try again in a moment")
+            yield ContainerFiles(self._world, record.name, ProcessIdentity(record.pid, record.pid_started_ticks))
+            return
+        async with self._stage.lend_root(record, image) as folder:
+            binds = [Bind(mount.source, mount.destination, mount.read_only) for mount in record.mounts if mount.kind == "bind"]
+            yield ContainerFiles(self._world, record.name, folder, binds)
+
     def usage(self, record: Container) -> CgroupUsage:
         """Return what its control group counts."""
         return self._world.kernel.cgroup_usage(self._stage.cgroup(record.id))
+
+    def figures(self, record: Container) -> CgroupFigures:
+        """Return what its control group counts, and what the interfaces of its first process carried."""
+        return self._world.kernel.cgroup_figures(self._stage.cgroup(record.id), record.pid)
 
     async def state(self, record: Container) -> tuple[str, int]:
         """Ask the runtime."""

@@ -7,12 +7,13 @@
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-from isopod.api.messages import LogsRequest, NetworkRecord, NetworkSpec, Probed, RemovedImage
+from isopod.api.messages import DriverFacts, LogsRequest, NetworkRecord, NetworkSpec, Probed, RemovedImage
 from isopod.engine.adoption import Adoption
 from isopod.engine.backup import Backup, make_backup
 from isopod.engine.changes import Changes
 from isopod.engine.container_isolation import ContainerIsolation
 from isopod.engine.containers import Containers
+from isopod.engine.copies import Copies
 from isopod.engine.events import LoggingHandler, MetricsHandler
 from isopod.engine.health import HealthChecks
 from isopod.engine.images.store import ImageStore, LayerForm, StoreOptions
@@ -27,6 +28,7 @@ from isopod.engine.states import LIVE
 from isopod.engine.supervisor import Supervisor
 from isopod.engine.usage import Usage
 from isopod.engine.vm.assembly import VmTold, open_vm_isolation
+from isopod.engine.vm.drivers.registry import Survey
 from isopod.engine.vm.isolation import VmIsolation
 from isopod.engine.vm.settings import VmSetup
 from isopod.journal import JournalSettings
@@ -83,7 +85,9 @@ class Engine:
         containers: Containers,
         changes: Changes,
         machines: Machines,
+        copies: Copies,
         vm: VmIsolation,
+        survey: Survey,
         usage: Usage,
         health: HealthChecks,
     ) -> None:
@@ -95,10 +99,12 @@ class Engine:
         self.containers = containers
         self.changes = changes
         self.machines = machines
+        self.copies = copies
         self.usage = usage
         self._world = world
         self._stage = stage
         self._vm = vm
+        self._survey = survey
         self._health = health
 
     @classmethod
@@ -149,7 +155,7 @@ class Engine:
             seccomp=machine.seccomp,
         )
         supervisor = Supervisor(world, machine.tools, layout.supervisor, log_bytes_max=settings.log_bytes_max)
-        vm = await open_vm_isolation(world, layout, images, networks, told=_told(settings, layout), logger=logger)
+        vm, survey = await open_vm_isolation(world, layout, images, networks, told=_told(settings, layout), logger=logger)
         isolations: dict[str, Isolation] = {
             "container": ContainerIsolation(world, stage, supervisor, layout=layout, logger=logger),
             "vm": vm,
@@ -177,7 +183,9 @@ class Engine:
             containers=containers,
             changes=changes,
             machines=Machines(store, containers, vm),
+            copies=Copies(containers, images),
             vm=vm,
+            survey=survey,
             usage=usage,
             health=HealthChecks(world, store, containers, logger=logger),
         )
@@ -201,6 +209,10 @@ class Engine:
     async def accelerator(self) -> Probed:
         """Return what runs the processors of virtual machines, and why."""
         return await self._vm.accelerator()
+
+    async def drivers(self) -> tuple[DriverFacts, ...]:
+        """Return what can run virtual machines, and whether each works here."""
+        return await self._survey.look()
 
     async def create_network(self, spec: NetworkSpec) -> NetworkRecord:
         """Create a bridge network. Raises AlreadyExists, InvalidArgument."""

@@ -9,11 +9,12 @@ Rules: every method may be called again after it failed; `clear` takes whatever 
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
 
-from isopod.api.machines import VmSnapshot
+from isopod.api.machines import PathFacts, VmSnapshot
 from isopod.api.messages import Container, Endpoint, ExecContainer, Image, Resources
-from isopod.world.kernel import CgroupUsage
+from isopod.world.kernel import CgroupFigures, CgroupUsage
 from isopod.world.processes import ProcessIdentity
 
 
@@ -95,8 +96,41 @@ class End(NamedTuple):
     out_of_memory: bool = False
 
 
+class Files(Protocol):
+    """The files of one sandbox. Paths are absolute, inside it."""
+
+    @property
+    def unpacks(self) -> bool:
+        """Whether `write` takes compressed archives."""
+
+    async def look(self, path: str, *, follow: bool) -> PathFacts:
+        """Return what is at a path.
+
+        Raises:
+            NotFound: A folder on the way is missing.
+        """
+
+    def read(self, path: str) -> AsyncGenerator[bytes, None]:
+        """Yield a tar archive of a file or folder; a link at the path's end is packed as one.
+
+        Raises:
+            NotFound: No such file.
+        """
+
+    async def write(self, path: str, pieces: AsyncIterator[bytes]) -> None:
+        """Unpack a tar archive in a folder.
+
+        Raises:
+            NotFound: No such folder.
+            InvalidArgument: It is no archive, or leads out of the folder.
+        """
+
+
 class Isolation(Protocol):
     """One way to keep sandboxes apart."""
+
+    needs_running: bool
+    """Whether only one that runs shows its files."""
 
     async def check(self, record: Container) -> None:
         """Check, before a sandbox is created, that it can be kept in this way here.
@@ -166,8 +200,27 @@ class Isolation(Protocol):
     def writable_layer(self, record: Container) -> str:
         """Return the folder with what it changed of its image. Raises Unsupported."""
 
+    def files(self, record: Container, image: Image | None) -> AbstractAsyncContextManager[Files]:
+        """Return its files, for as long as the context is open.
+
+        Args:
+            record: The sandbox.
+            image: None for one that runs; of another its image, and its lock is held.
+
+        Raises:
+            WrongState: It must run, and does not.
+            UnavailableError: Its root could not be mounted; nothing is left behind.
+        """
+
     def usage(self, record: Container) -> CgroupUsage:
         """Return what it uses now.
+
+        Raises:
+            OSError, ValueError: It is just ending.
+        """
+
+    def figures(self, record: Container) -> CgroupFigures:
+        """Return more of what it uses now.
 
         Raises:
             OSError, ValueError: It is just ending.
@@ -243,6 +296,17 @@ class MachineIsolation(Isolation, Protocol):
             BadRecord: It is damaged.
         """
 
+    async def rebuild(self, record: Container) -> tuple[str, str]:
+        """Build the configuration of one anew, whatever runs.
+
+        Returns:
+            What its next start runs, and what was started last, "" if nothing was.
+
+        Raises:
+            Unsupported: It is made of no configuration that is built.
+            ToolMissing, RuntimeFailed, UnavailableError: It cannot be built; nothing changed.
+        """
+
     async def resize(self, record: Container, *, vcpus: int | None, memory_bytes: int | None) -> Sequence[str]:
         """Change what one that runs has; return notes on what takes effect only at its next start."""
 
@@ -254,18 +318,3 @@ class MachineIsolation(Isolation, Protocol):
 
     async def machine_state(self, record: Container) -> MachineState:
         """Ask it and its monitor, each with a short deadline."""
-
-    def read_archive(self, record: Container, path: str) -> AsyncGenerator[bytes, None]:
-        """Yield a tar archive of a file or folder in it.
-
-        Raises:
-            NotFound: No such file.
-        """
-
-    async def write_archive(self, record: Container, path: str, pieces: AsyncIterator[bytes]) -> None:
-        """Unpack a tar archive in a folder of it.
-
-        Raises:
-            NotFound: No such folder.
-            InvalidArgument: It is no archive, or leads out of the folder.
-        """

@@ -4,11 +4,9 @@ Like `changes` it takes the lock of whom it changes, and what it changes runs in
 on from a snapshot: what ran before is ended, and the record's `origin` says where it came from.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator
-
 import msgspec
 
-from isopod.api.machines import CopyFrom, CopyTo, ResizeVm, VmConsole, VmSnapshot, VmSnapshotRequest, VmState
+from isopod.api.machines import ResizeVm, VmBuild, VmConsole, VmSnapshot, VmSnapshotRequest, VmState
 from isopod.api.messages import Container, Stdout, UpdatedContainer, VmSettings
 from isopod.engine import operations as ops
 from isopod.engine.containers import Containers, Entry
@@ -94,6 +92,21 @@ class Machines:
         """
         return await self._containers.carry_through(self._resize(self._machine(request.name), request))
 
+    async def update(self, name: str) -> VmBuild:
+        """Build the configuration of a machine anew. What runs goes on as it is; the next start takes what was built.
+
+        Raises:
+            NotFound: No such machine.
+            WrongState: It is a container.
+            Unsupported: It is made of no configuration that is built.
+            ToolMissing, RuntimeFailed, UnavailableError: It cannot be built; the next start takes what was built before.
+        """
+        entry = self._machine(name)
+        # Without the machine's lock: a build may take half an hour, in which it can be stopped. A start waits for the build.
+        runner, booted = await self._containers.carry_through(self._isolation.rebuild(entry.record))
+        record = self._present(entry)
+        return VmBuild(container=record, runner=runner, booted=booted, is_outdated=record.status in LIVE and runner != booted)
+
     async def console(self, request: VmConsole, stdio: Stdio) -> None:
         """Carry a machine's console until it or the client ends; without `follow` show what it showed last, also of one that has ended.
 
@@ -115,14 +128,6 @@ class Machines:
             await converse(console, stdio, drop)
         finally:
             console.close()
-
-    def read_archive(self, request: CopyFrom) -> AsyncGenerator[bytes, None]:
-        """Yield a tar archive of a machine's file or folder. Raises NotFound, WrongState."""
-        return self._isolation.read_archive(self._running(request.name), _path(request.path))
-
-    async def write_archive(self, request: CopyTo, pieces: AsyncIterator[bytes]) -> None:
-        """Unpack a tar archive in a machine's folder. Raises NotFound, WrongState, InvalidArgument."""
-        await self._isolation.write_archive(self._running(request.name), _path(request.path), pieces)
 
     async def _snapshot(self, entry: Entry, snapshot: str) -> VmSnapshot:
         async with entry.thawed.exclusive(), entry.lock:
@@ -178,9 +183,3 @@ def _resized(record: Container, request: ResizeVm) -> VmSettings:
 
 def _snapshot_name(request: VmSnapshotRequest) -> str:
     return check_name("snapshot name", request.snapshot)
-
-
-def _path(path: str) -> str:
-    if not path.startswith("/") or "\0" in path:
-        raise InvalidArgument("path", path, "want an absolute path inside the machine")
-    return path

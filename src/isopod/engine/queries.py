@@ -8,9 +8,10 @@ import fnmatch
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from isopod.api.messages import Container, ContainerUsage, LimitSums, ListContainers, MeasuredSums
+from isopod.api.messages import Container, LimitSums, ListContainers, MeasuredSums
+from isopod.api.usage import ContainerUsage, DeviceUsage, InterfaceUsage, UsageFigures
 from isopod.engine.states import LIVE, STATUSES, parse_status
-from isopod.world.kernel import CgroupUsage
+from isopod.world.kernel import CgroupFigures, CgroupUsage
 
 Measure = Callable[[Container], CgroupUsage]
 NOT_MEASURED: Final = CgroupUsage(None, None, None, None)
@@ -76,7 +77,7 @@ def sum_usage(usages: Sequence[CgroupUsage]) -> MeasuredSums:
     )
 
 
-def usage_of(record: Container, usage: CgroupUsage) -> ContainerUsage:
+def usage_of(record: Container, usage: CgroupUsage, figures: CgroupFigures | None = None) -> ContainerUsage:
     """Return use and limits of one, side by side."""
     return ContainerUsage(
         id=record.id,
@@ -88,6 +89,40 @@ def usage_of(record: Container, usage: CgroupUsage) -> ContainerUsage:
         cpus=record.resources.cpus,
         n_pids=usage.n_pids,
         pids_max=record.resources.pids_max,
+        figures=_figures_of(figures) if figures is not None else None,
+    )
+
+
+def _figures_of(found: CgroupFigures) -> UsageFigures:
+    return UsageFigures(
+        working_set_bytes=found.working_set_bytes,
+        rss_bytes=found.rss_bytes,
+        cache_bytes=found.cache_bytes,
+        swap_bytes=found.swap_bytes,
+        oom_kills=found.n_oom_kills,
+        cpu_periods=found.n_periods,
+        cpu_throttled_periods=found.n_throttled_periods,
+        cpu_throttled_ns=found.throttled_ns,
+        devices=tuple(
+            DeviceUsage(
+                name=disk.name, read_bytes=disk.read_bytes, written_bytes=disk.written_bytes, reads=disk.n_reads, writes=disk.n_writes
+            )
+            for disk in found.disks
+        ),
+        interfaces=tuple(
+            InterfaceUsage(
+                name=each.name,
+                received_bytes=each.received_bytes,
+                received_packets=each.n_packets_received,
+                receive_errors=each.n_receive_errors,
+                receive_drops=each.n_receive_drops,
+                sent_bytes=each.sent_bytes,
+                sent_packets=each.n_packets_sent,
+                send_errors=each.n_send_errors,
+                send_drops=each.n_send_drops,
+            )
+            for each in found.interfaces
+        ),
     )
 
 

@@ -5,6 +5,8 @@ left half set, so that every way out of a container passes through it.
 """
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Final
 
 import msgspec
@@ -142,6 +144,19 @@ class Stage:
             await disk.remove_tree(bundle)
         except OSError as error:
             raise from_os_error(error, "clear away", bundle) from error
+
+    @asynccontextmanager
+    async def lend_root(self, record: Container, image: Image) -> AsyncIterator[str]:
+        """Mount the root of a container that does not run, and give its folder; what a killed daemon leaves of that, `clear` takes.
+
+        Raises:
+            UnavailableError: The kernel or a disk refused.
+        """
+        try:
+            await self._mount(record, image)
+            yield f"{self._layout.bundle(record.id)}/rootfs"
+        finally:
+            await asyncio.shield(asyncio.ensure_future(self.clear(record.id)))
 
     async def cgroups_present(self) -> list[str]:
         """Return the ids that have a control group of this instance."""

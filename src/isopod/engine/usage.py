@@ -5,7 +5,8 @@ Use is measured when it is asked for, from each control group; only what runs ca
 
 from collections.abc import Sequence
 
-from isopod.api.messages import Container, ContainerUsage, ListContainers, StatsRequest, StorageSums, SystemUsage
+from isopod.api.messages import Container, ListContainers, StorageSums, SystemUsage
+from isopod.api.usage import ContainerUsage, StatsRequest
 from isopod.engine import queries
 from isopod.engine.containers import Containers
 from isopod.engine.images.store import ImageStore
@@ -13,7 +14,7 @@ from isopod.engine.layout import Layout
 from isopod.engine.metadata import MetadataStore
 from isopod.engine.states import LIVE
 from isopod.world.errors import from_os_error
-from isopod.world.kernel import CgroupUsage
+from isopod.world.kernel import CgroupFigures, CgroupUsage
 from isopod.world.world import World
 
 
@@ -45,7 +46,8 @@ class Usage:
             records = [self._containers.get(name) for name in request.names]
         else:
             records = sorted(self._containers.list(all_states=False), key=lambda record: record.name)
-        return [queries.usage_of(record, self.measure(record)) for record in records]
+        wanted = self.figures if request.figures else _nothing
+        return [queries.usage_of(record, self.measure(record), wanted(record)) for record in records]
 
     async def total(self) -> SystemUsage:
         """Add it all up.
@@ -73,6 +75,15 @@ class Usage:
         except (OSError, ValueError):  # it is just ending
             return queries.NOT_MEASURED
 
+    def figures(self, record: Container) -> CgroupFigures | None:
+        """Return more of what a container uses now, None if it does not run."""
+        if record.status not in LIVE:
+            return None
+        try:
+            return self._containers.isolation(record).figures(record)
+        except (OSError, ValueError):  # it is just ending
+            return None
+
     async def _storage(self) -> StorageSums:
         disk, layout = self._world.disk, self._layout
         try:
@@ -84,3 +95,7 @@ class Usage:
             )
         except OSError as error:
             raise from_os_error(error, "measure", layout.root) from error
+
+
+def _nothing(_: Container) -> None:
+    """Measure nothing more."""

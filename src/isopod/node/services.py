@@ -7,6 +7,7 @@ from typing import Any, Final, TypeVar
 
 from isopod.api import machines, methods
 from isopod.api import messages as m
+from isopod.api import usage as u
 from isopod.engine.containers import LOST_EXIT_CODE
 from isopod.engine.engine import Engine
 from isopod.engine.events import stream_events
@@ -57,14 +58,16 @@ class Services:
             methods.CONTAINER_UPDATE: self.update,
             methods.CONTAINER_EVENTS: self.events,
             methods.CONTAINER_STATS: self.stats,
+            methods.CONTAINER_STAT_PATH: self.stat_path,
+            methods.CONTAINER_COPY_FROM: self.copy_from,
+            methods.CONTAINER_COPY_TO: self.copy_to,
             methods.VM_STATUS: self.vm_status,
             methods.VM_CONSOLE: self.vm_console,
             methods.VM_SNAPSHOT: self.vm_snapshot,
             methods.VM_SNAPSHOT_REMOVE: self.vm_snapshot_remove,
             methods.VM_RESTORE: self.vm_restore,
             methods.VM_RESIZE: self.vm_resize,
-            methods.VM_COPY_FROM: self.vm_copy_from,
-            methods.VM_COPY_TO: self.vm_copy_to,
+            methods.VM_UPDATE: self.vm_update,
             methods.IMAGE_LIST: self.image_list,
             methods.IMAGE_INSPECT: self.image_inspect,
             methods.IMAGE_REMOVE: self.image_remove,
@@ -161,9 +164,9 @@ class Services:
                 await call.send(event)
         return m.Empty()
 
-    async def stats(self, _: AnyCall, request: m.StatsRequest) -> m.UsageList:
+    async def stats(self, _: AnyCall, request: u.StatsRequest) -> u.UsageList:
         """What containers use now."""
-        return m.UsageList(containers=tuple(self._engine.usage.stats(request)))
+        return u.UsageList(containers=tuple(self._engine.usage.stats(request)))
 
     async def usage(self, _: AnyCall, __: m.Empty) -> m.SystemUsage:
         """What all of them add up to."""
@@ -175,6 +178,22 @@ class Services:
         for start in range(0, len(made.data), CHUNK_BYTES):
             await call.send(m.Chunk(data=made.data[start : start + CHUNK_BYTES]))
         return made.facts
+
+    async def stat_path(self, _: AnyCall, request: machines.StatPath) -> machines.PathFacts:
+        """What is at a path in it."""
+        return await self._engine.copies.look(request)
+
+    async def copy_from(self, call: AnyCall, request: machines.CopyFrom) -> m.Empty:
+        """An archive of files in it."""
+        async with aclosing(self._engine.copies.read(request)) as pieces:
+            async for piece in pieces:
+                await call.send(m.Chunk(data=piece))
+        return m.Empty()
+
+    async def copy_to(self, call: AnyCall, request: machines.CopyTo) -> m.Empty:
+        """Files into it."""
+        await self._engine.copies.write(request, _chunks(call))
+        return m.Empty()
 
     # --- virtual machines -----------------------------------------------------------------------------------------------
 
@@ -204,17 +223,9 @@ class Services:
         """Other memory or processors."""
         return await self._engine.machines.resize(request)
 
-    async def vm_copy_from(self, call: AnyCall, request: machines.CopyFrom) -> m.Empty:
-        """An archive of files in it."""
-        async with aclosing(self._engine.machines.read_archive(request)) as pieces:
-            async for piece in pieces:
-                await call.send(m.Chunk(data=piece))
-        return m.Empty()
-
-    async def vm_copy_to(self, call: AnyCall, request: machines.CopyTo) -> m.Empty:
-        """Files into it."""
-        await self._engine.machines.write_archive(request, _chunks(call))
-        return m.Empty()
+    async def vm_update(self, _: AnyCall, request: m.ContainerName) -> machines.VmBuild:
+        """Its configuration, built anew."""
+        return await self._engine.machines.update(request.name)
 
     # --- images -------------------------------------------------------------------------------------------------------
 

@@ -106,6 +106,7 @@ class SystemServices:
             storage_driver=engine.storage() if engine is not None else NO_ENGINE,
             network_driver=_BRIDGE if machine is not None else NO_ENGINE,
             seccomp_profile=machine.seccomp_profile if machine is not None else NO_ENGINE,
+            drivers=await engine.drivers() if engine is not None else (),
             containers=len(engine.containers.list(all_states=True)) if engine is not None else 0,
             containers_running=len(engine.containers.list(all_states=False)) if engine is not None else 0,
             images=len(engine.images.list()) if engine is not None else 0,

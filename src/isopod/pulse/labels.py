@@ -5,9 +5,16 @@ escaped, so the block cannot occur inside a value, and may be replaced as bytes 
 Source: the exposition format's escapes; kata-monitor's four names.
 """
 
+import re
+from collections.abc import Iterable
+from typing import Final
+
 from isopod.pulse.model import Labels, Pod
+from isopod.world.errors import InvalidArgument
 
 NO_POD = Pod("", "", "")
+_NAME: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*", re.ASCII)
+_LABEL: Final = re.compile(rb'([{,])([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\\n]|\\.)*)"')
 
 
 def kata_labels(identifier: str, pod: Pod | None) -> Labels:
@@ -33,6 +40,25 @@ def label_name(text: str) -> str:
     return "".join(c if c.isascii() and (c.isalnum() or c == "_") else "_" for c in text)
 
 
+def given_labels(texts: Iterable[str]) -> Labels:
+    """Return the labels that NAME=VALUE words say.
+
+    Raises:
+        InvalidArgument: One says none, or one says a name again.
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not _NAME.fullmatch(name) or name.startswith("__"):
+            raise InvalidArgument(
+                "label", text, "want NAME=VALUE with a name of letters, digits and underscores that does not begin with two"
+            )
+        if name in found:
+            raise InvalidArgument("label", text, "there is another value for this name")
+        found[name] = value
+    return tuple(found.items())
+
+
 def block(labels: Labels) -> bytes:
     """Return labels as they stand between the braces, without a comma at either end."""
     return ",".join(f'{name}="{escaped(value)}"' for name, value in labels).encode()
@@ -41,3 +67,24 @@ def block(labels: Labels) -> bytes:
 def escaped(value: str) -> str:
     """Return a label's value with the format's three escapes."""
     return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def exchange(text: bytes, old: Labels, new: Labels) -> bytes:
+    """Return lines that begin their labels with the block of `old`, with that of `new` in its place.
+
+    A label of a line's own that has the name of one that comes in anew becomes exported_NAME, as it would have if it had been so from the
+    beginning.
+    """
+    had = {name for name, _ in old}
+    for name, _ in new:
+        if name not in had and f',{name}="'.encode() in text:
+            text = _export(text, name.encode())
+    return text.replace(b"{" + block(old), b"{" + block(new))
+
+
+def _export(text: bytes, name: bytes) -> bytes:
+    """Rename a label in all lines. What looks like it may stand inside a value, so labels are read one after the other."""
+    exported = b"exported_" + name
+    while b"," + exported + b'="' in text:
+        exported = b"exported_" + exported
+    return _LABEL.sub(lambda found: b'%b%b="%b"' % (found[1], exported, found[3]) if found[2] == name else found[0], text)

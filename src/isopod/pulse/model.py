@@ -67,6 +67,10 @@ class LocalInterface(NamedTuple):
     received_packets: int
     sent_bytes: int
     sent_packets: int
+    receive_errors: int = 0
+    receive_drops: int = 0
+    send_errors: int = 0
+    send_drops: int = 0
 
 
 class LocalContainer(NamedTuple):
@@ -81,6 +85,28 @@ class LocalContainer(NamedTuple):
     n_processes: int
     interfaces: tuple[LocalInterface, ...] = ()
     devices: tuple[LocalDevice, ...] = ()
+    cpus: float = 0.0
+    """How many processors' time it may take; 0 for no limit."""
+    processes_max: int = 0
+    details: "LocalDetails | None" = None
+    """None where the node does not measure them."""
+
+
+class LocalDetails(NamedTuple):
+    """More of what a container's control group counts; 0 where a controller is missing."""
+
+    working_set_bytes: int = 0
+    """Memory less the file pages that were not used lately."""
+    rss_bytes: int = 0
+    """Memory of no file."""
+    cache_bytes: int = 0
+    swap_bytes: int = 0
+    n_oom_kills: int = 0
+    """How often the kernel killed one of its processes for want of memory."""
+    n_periods: int = 0
+    """Of its limit of processors' time: those in which it ran."""
+    n_throttled_periods: int = 0
+    throttled_s: float = 0.0
 
 
 class Target(NamedTuple):

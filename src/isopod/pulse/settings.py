@@ -1,13 +1,17 @@
 """PulseSettings: what the agent is told, checked. Where it comes from is the caller's matter."""
 
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
+from isopod.net.http.url import parse_url
+from isopod.pulse.cadvisor import Part
+from isopod.pulse.labels import given_labels
 from isopod.world.errors import InvalidArgument
 from isopod.world.network import parse_address
 
-LogLevel = Literal["trace", "debug", "info", "warning", "error"]
+_PUSH_ABOVE_0: Final = ("push_interval_s", "push_timeout_s", "push_queue_bytes_max")
+LogLevel = Literal["debug", "info", "warning", "error"]
 
 
 class PulseSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,10 +30,12 @@ class PulseSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The socket of an isopod node whose containers and machines are shown too; "" for none."""
     view: Literal["all", "kata", "cadvisor"] = "all"
     """What /metrics shows."""
+    cadvisor_without: tuple[Part, ...] = ()
+    """What is left out of the families under cAdvisor's names, where another agent tells of it too."""
     strict_compat: bool = False
     """Be kata-monitor to the letter: its families, codes and parameters."""
     shards: int = 0
-    """Processes that serve; 0 for one."""
+    """Processes that serve, at most 64; 0 decides: one for every eight processors, at least one and at most four."""
     in_flight_max: int = 64
     request_s: float = 3.0
     """A whole request to a shim, from connecting to the body's end."""
@@ -40,6 +46,8 @@ class PulseSettings(msgspec.Struct, frozen=True, kw_only=True):
     sandboxes_max: int = 20_000
     keep_rounds: int = 2
     """Failed rounds over which a sandbox's last figures are shown."""
+    policy_file: str = ""
+    """Relabelling, namespaces, budgets and intervals: see `policy`."""
     pod_labels: tuple[str, ...] = ()
     """Which labels of pods become labels label_NAME."""
     pod_annotations: tuple[str, ...] = ()
@@ -52,6 +60,24 @@ class PulseSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Requests must carry this file's token as their bearer."""
     pprof: bool = False
     """Whether /debug/ is passed on to shims."""
+    push_url: str = ""
+    """Where figures are sent by remote write, "" for nowhere."""
+    push_interval_s: float = 60.0
+    push_timeout_s: float = 30.0
+    """A whole request to the receiver."""
+    push_queue_bytes_max: int = 64 << 20
+    """Of requests that wait to be sent, packed."""
+    push_labels: tuple[str, ...] = ()
+    """NAME=VALUE: for series that have no label of the name."""
+    push_token_file: str = ""
+    """Its first line is sent as the bearer token."""
+    push_basic_file: str = ""
+    """Its first line is USER:PASSWORD."""
+    push_ca_file: str = ""
+    """Who certifies the receiver; "" for those whom the machine trusts."""
+    push_cert_file: str = ""
+    """What is shown to a receiver that asks for a certificate."""
+    push_key_file: str = ""
 
     def __post_init__(self) -> None:
         try:
@@ -64,6 +90,26 @@ class PulseSettings(msgspec.Struct, frozen=True, kw_only=True):
             raise InvalidArgument("TLS files", self.tls_cert_file or self.tls_key_file, "certificate and key go together")
         if self.tls_client_ca_file and not self.tls_cert_file:
             raise InvalidArgument("TLS client CA", self.tls_client_ca_file, "needs a certificate and key of the server")
-        for name in ("in_flight_max", "request_s", "body_bytes_max", "line_bytes_max", "series_max", "sandboxes_max"):
+        if not 0 <= self.shards <= 64:
+            raise InvalidArgument("shards", self.shards, "must be from 0 to 64")
+        self._check_push()
+        for name in ("in_flight_max", "request_s", "body_bytes_max", "line_bytes_max", "series_max", "sandboxes_max", *_PUSH_ABOVE_0):
             if not getattr(self, name) > 0:
                 raise InvalidArgument(name.replace("_", " "), getattr(self, name), "must be above 0")
+
+    def _check_push(self) -> None:
+        given_labels(self.push_labels)
+        files = (self.push_token_file, self.push_basic_file, self.push_ca_file, self.push_cert_file, self.push_key_file)
+        if not self.push_url:
+            if any(files) or self.push_labels:
+                raise InvalidArgument(
+                    "push URL", "", "what is told of pushing needs one", "for example: http://127.0.0.1:9090/api/v1/write"
+                )
+            return
+        is_secure = parse_url(self.push_url).is_secure
+        if self.push_token_file and self.push_basic_file:
+            raise InvalidArgument("push token file", self.push_token_file, "a token and a password do not go together")
+        if bool(self.push_cert_file) != bool(self.push_key_file):
+            raise InvalidArgument("push TLS files", self.push_cert_file or self.push_key_file, "certificate and key go together")
+        if not is_secure and (self.push_ca_file or self.push_cert_file):
+            raise InvalidArgument("push URL", self.push_url, "the files for TLS need https")

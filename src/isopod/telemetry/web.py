@@ -79,19 +79,9 @@ class TelemetryWeb:
         return router
 
     def _guarded(self, handler: Handler, request: Request) -> Answer | Awaitable[Answer]:
-        if not self._is_welcome(request):
+        if not names_this_machine(request, self._hosts):
             raise HttpError(421, "this is not the name of this machine", "ask for it by its address, or as localhost")
         return handler(request)
-
-    def _is_welcome(self, request: Request) -> bool:
-        """Whether the Host field names this machine, where only this machine's own users come (RFC 9110 section 15.5.20)."""
-        own = request.transport_info("sockname")
-        if not isinstance(own, tuple) or not _is_numeric(str(own[0]), loopback=True):
-            return True
-        host = (request.headers.get("host") or "").lower()
-        name = host.rpartition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]
-        name = name.removesuffix(".")
-        return not name or name in self._hosts or name.endswith(f".{_LOCALHOST}") or _is_numeric(name)
 
     def metrics(self, request: Request) -> Response:
         """The exposition."""
@@ -138,6 +128,22 @@ class TelemetryWeb:
             *_PLAIN,
         )
         return Response(200, headers, page())
+
+
+def names_this_machine(request: Request, hosts: Collection[str] = ()) -> bool:
+    """Return whether the Host field names this machine, where only this machine's own users come (RFC 9110 section 15.5.20).
+
+    Args:
+        request: Asked of a listener; on one that is not on a loopback address every name will do.
+        hosts: Names in lower case that will do besides localhost.
+    """
+    own = request.transport_info("sockname")
+    if not isinstance(own, tuple) or not _is_numeric(str(own[0]), loopback=True):
+        return True
+    host = (request.headers.get("host") or "").lower()
+    name = host.rpartition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]
+    name = name.removesuffix(".")
+    return not name or name == _LOCALHOST or name in hosts or name.endswith(f".{_LOCALHOST}") or _is_numeric(name)
 
 
 def _is_numeric(host: str, *, loopback: bool = False) -> bool:

@@ -258,6 +258,36 @@ class Watch(Protocol):
         """Iterate over the names of entries that were created, written, closed, moved in or removed."""
 
 
+class FolderChange(NamedTuple):
+    """What changed in one of many folders.
+
+    Args:
+        folder: As it was given to `add`; "" when changes were lost: look at everything.
+        name: The entry that was made, removed, or moved in or out; "" when the folder itself is gone: it is watched no more.
+    """
+
+    folder: str
+    name: str
+
+
+class FolderWatches(Protocol):
+    """Which entries come and go in many folders, told in one place at the price of one descriptor. Changes may be told more than once,
+    and in the simulation of what is written to a file as well."""
+
+    def add(self, path: str) -> None:
+        """Watch a folder from now on; twice is once. The last component may be a symlink to one.
+
+        Raises:
+            OSError: ENOENT, ENOTDIR, EACCES; ENOSPC, the kernel's limit of watches is reached.
+        """
+
+    def remove(self, path: str) -> None:
+        """Watch a folder no more; one that is not watched is fine. What was not read yet may still be told."""
+
+    def __aiter__(self) -> AsyncIterator[FolderChange]:
+        """Iterate over the changes."""
+
+
 class Disk(Protocol):
     """Files and folders."""
 
@@ -369,6 +399,9 @@ class Disk(Protocol):
 
     def watch(self, path: str) -> AbstractAsyncContextManager[Watch]:
         """Watch one folder, from the moment the context is entered."""
+
+    def watch_folders(self) -> AbstractAsyncContextManager[FolderWatches]:
+        """Watch many folders, none at first. EMFILE, the kernel's limit for the user or the process is reached."""
 
     async def lock(self, path: str, contents: bytes) -> OpenFile | None:
         """Take an exclusive advisory lock on a file (created if missing) and write `contents` into it; None if another process holds it.

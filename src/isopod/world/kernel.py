@@ -97,6 +97,26 @@ class DiskFigures(NamedTuple):
     busy_s: float
 
 
+class CgroupFigures(NamedTuple):
+    """More of what a control group has used; 0 where a controller is missing or the group is gone."""
+
+    working_set_bytes: int
+    """Memory less the file pages that were not used lately."""
+    rss_bytes: int
+    """Memory of no file."""
+    cache_bytes: int
+    swap_bytes: int
+    n_oom_kills: int
+    n_periods: int
+    """Of its limit of processors' time: those in which it ran."""
+    n_throttled_periods: int
+    throttled_ns: int
+    disks: tuple[DiskFigures, ...]
+    """How long each was busy is not known of one group: 0."""
+    interfaces: tuple[InterfaceFigures, ...]
+    """Those that a process in it sees, loopback left out."""
+
+
 class MachineFigures(NamedTuple):
     """What the machine has used so far."""
 
@@ -190,6 +210,9 @@ class Kernel(Protocol):
 
     def cgroup_usage(self, cgroup: str) -> CgroupUsage:
         """Return the measured use of a group; `cgroup` is the path below each hierarchy ("/isopod-x/ID")."""
+
+    def cgroup_figures(self, cgroup: str, pid: int | None) -> CgroupFigures:
+        """Return more of what a group has used; `cgroup` as for `cgroup_usage`, `pid` a process in it whose interfaces are asked for."""
 
     async def create_cgroup(
         self, cgroup: str, *, cpus: float | None = None, memory_bytes_max: int | None = None, pids_max: int | None = None

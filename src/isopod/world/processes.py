@@ -83,6 +83,9 @@ class Processes(Protocol):
     def which(self, program: str) -> str | None:
         """Return the absolute path of a program on PATH (and the sbin folders), or None."""
 
+    def own_program(self, name: str) -> Sequence[str]:
+        """Return how one of our own helper programs is called, before its arguments. There is "copier" (`world/host/copier.py`)."""
+
     def find(self, program: str) -> Sequence[tuple[ProcessIdentity, Sequence[str]]]:
         """Return the live processes that run the file `program`, with their arguments, ordered by pid.
 

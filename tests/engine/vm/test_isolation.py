@@ -71,12 +71,12 @@ async def test_what_a_machine_that_runs_cannot_do(rig: VmRig) -> None:
 async def test_files_are_copied_in_and_out(rig: VmRig) -> None:
     async with rig:
         await rig.run_detached("sleep", "1000", name="box")
-        async with rig.client.open(methods.VM_COPY_TO, machines.CopyTo(name="box", path="/tmp")) as call:
+        async with rig.client.open(methods.CONTAINER_COPY_TO, machines.CopyTo(name="box", path="/tmp")) as call:
             await call.send(m.Chunk(data=archive(one=b"1" * 100_000, two=b"2")))
             call.end()
             await call.reply()
         assert (await rig.exec("box", "cat", "/tmp/two")).stdout == b"2"
-        async with rig.client.open(methods.VM_COPY_FROM, machines.CopyFrom(name="box", path="/tmp/one")) as call:
+        async with rig.client.open(methods.CONTAINER_COPY_FROM, machines.CopyFrom(name="box", path="/tmp/one")) as call:
             data = b"".join([chunk.data async for chunk in call])
             await call.reply()
         with tarfile.open(fileobj=io.BytesIO(data)) as tar:
@@ -84,7 +84,7 @@ async def test_files_are_copied_in_and_out(rig: VmRig) -> None:
             assert member is not None
             assert member.read() == b"1" * 100_000
         for path in ("/tmp/nothing", "/nowhere/at/all"):
-            async with rig.client.open(methods.VM_COPY_FROM, machines.CopyFrom(name="box", path=path)) as call:
+            async with rig.client.open(methods.CONTAINER_COPY_FROM, machines.CopyFrom(name="box", path=path)) as call:
                 with pytest.raises(NotFound):
                     _ = [chunk async for chunk in call]
 

@@ -52,18 +52,21 @@ def accelerators(world: World, folder: str, choice: str = "auto") -> Accelerator
     return Accelerators(world, f"{folder}/vm/accelerator.json", choice, qemu=QemuDriver(world), logger=logger)  # type: ignore[arg-type]
 
 
-async def test_what_was_found_out_is_remembered(world: World, folder: str) -> None:
+async def test_what_is_chosen_is_known_at_once(world: World, folder: str) -> None:
     first = accelerators(world, folder, "tcg")
-    assert (await first.known()).value == "unknown"
+    known = await first.known()
+    assert (known.value, known.why) == ("tcg", "chosen by the configuration")
     assert (await first.find(GUEST)).name == "tcg"
-    assert (await first.known()).value == "tcg"
     assert await world.disk.stat(f"{folder}/vm/accelerator.json") is None  # what is chosen was not found out
 
 
 async def test_a_machine_without_kvm(sim_world: SimWorld, folder: str) -> None:
     world = sim_world.world
-    found = await accelerators(world, folder).find(GUEST)
+    first = accelerators(world, folder)
+    assert (await first.known()).value == "unknown"
+    found = await first.find(GUEST)
     assert (found.name, "there is no /dev/kvm" in found.why) == ("tcg", True)
+    assert (await first.known()).value == "tcg"
     remembered = await accelerators(world, folder).known()
     assert (remembered.value, "remembered" in remembered.why) == ("tcg", True)
     await world.disk.write(f"{folder}/vm/accelerator.json", b"{")

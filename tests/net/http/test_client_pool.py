@@ -64,6 +64,21 @@ async def test_idle_connections_are_reaped(world: World) -> None:
         assert client.statistics()[-3:] == (0, 0, 0)
 
 
+async def test_idle_connections_to_one_server_can_be_dropped(world: World) -> None:
+    async with (
+        scripted(world, lambda peer, _: peer.answer(200, b"ok")) as dropped,
+        scripted(world, lambda peer, _: peer.answer(200, b"ok")) as kept,
+        open_client(world) as client,
+    ):
+        for stage in (dropped, kept):
+            await (await client.get(stage.url())).read()
+        client.drop_idle(dropped.url())
+        await dropped.wait(lambda: dropped.peers[0].is_lost)
+        for stage in (dropped, kept):
+            await (await client.get(stage.url())).read()
+        assert (len(dropped.peers), len(kept.peers)) == (2, 1)
+
+
 async def test_a_place_is_taken_from_another_hosts_idle_connection(world: World) -> None:
     limits = ClientLimits(connections_max=1)
     async with scripted(world, hello) as one, scripted(world, hello) as two, open_client(world, limits=limits) as client:

@@ -173,7 +173,8 @@ async def test_one_connection_too_many_is_a_503(world: World, folder: str) -> No
             await asyncio.sleep(0.005)
         assert (await ask(site)).status == 200
 
-    assert (refused[0].status, refused[0].headers["retry-after"]) == (503, "1")
+    assert (refused[0].status, refused[0].headers["retry-after"], refused[0].is_whole) == (503, "1", True)
+    assert b"too many connections" in refused[0].body
 
 
 class _Looked(asyncio.Transport):

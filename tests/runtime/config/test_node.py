@@ -99,7 +99,7 @@ def test_every_setting_by_flag_environment_and_file(row: object) -> None:
 
 
 def test_every_field_has_a_row() -> None:
-    sections = ("cluster", "grpc", "paths", "records", "vm")
+    sections = ("cluster", "grpc", "paths", "pulse", "records", "vm")
     assert [row.name for row in SETTINGS] == [name for name in NodeConfig.__struct_fields__ if name not in sections]
 
 

@@ -152,6 +152,9 @@ async def test_a_real_group_is_measured_killed_and_deleted(host_world: World) ->
         assert used.n_oom_kills == 0
         assert used.memory_bytes is not None
         assert used.cpu_usage_ns is not None
+        figures = host_world.kernel.cgroup_figures(name, children[0].identity.pid)
+        assert figures.n_oom_kills == 0
+        assert sorted(each.name for each in figures.interfaces) == sorted(name for name in os.listdir("/sys/class/net") if name != "lo")
         assert (await host_world.kernel.inventory(name[1:], [])).cgroups == (name, f"{name}/child", f"{name}/child/grandchild")
         await host_world.kernel.kill_cgroup(name)
         assert await asyncio.gather(*(child.wait() for child in children)) == [-9, -9, -9]

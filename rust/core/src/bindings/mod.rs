@@ -5,6 +5,7 @@
 
 mod archive;
 mod crc;
+mod exposition;
 mod kernel;
 mod mask;
 mod network;
@@ -49,6 +50,7 @@ fn core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("RingError", module.py().get_type::<RingError>())?;
     archive::register(module)?;
     crc::register(module)?;
+    exposition::register(module)?;
     kernel::register(module)?;
     mask::register(module)?;
     network::register(module)?;

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
-use std::fs::{self, OpenOptions};
+use std::fs::{self, Metadata, OpenOptions};
 use std::io::{Error, ErrorKind, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
@@ -21,6 +21,11 @@ use super::users::{self, User};
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Of /etc/passwd and /etc/group.
 const TEXT_BYTES_MAX: u64 = 4 << 20;
+/// Of a program that is read ahead.
+const PROGRAM_BYTES_MAX: u64 = 16 << 20;
+/// Where the name of a program's loader stands, and how it begins.
+const INTERPRETER_WITHIN: usize = 4096;
+const LIBRARIES: &[u8] = b"/lib";
 const FILES_SOFT: u64 = 1024;
 const FILES_HARD: u64 = 524_288;
 const CAPABILITIES: CapabilitySet = CapabilitySet::AUDIT_WRITE
@@ -50,34 +55,50 @@ pub struct Stdio {
     pub is_terminal: bool,
 }
 
-/// Become the command. Returns only what went wrong.
-pub fn become_command(command: &Command, mounts: BorrowedFd<'_>, stdio: &Stdio, hostname: &str) -> Failure {
-    match prepare(command, mounts, stdio, hostname) {
+/// The texts that say who a name is.
+pub struct Accounts {
+    passwd: String,
+    group: String,
+}
+
+/// Do what is the same for every command: mounts, session, limits, and most of what it may not.
+pub fn settle(mounts: BorrowedFd<'_>) -> Result<Accounts, Failure> {
+    system::reset_signals();
+    system::enter_mounts(mounts).map_err(|error| Failure::failed("the sandbox's mounts", error))?;
+    rustix::process::setsid().map_err(|error| Failure::failed("a session", error))?;
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    system::limit_files(FILES_SOFT, FILES_HARD);
+    for capability in CapabilitySet::all().difference(CAPABILITIES) {
+        // What this kernel does not know needs no dropping.
+        let _ = rustix::thread::remove_capability_from_bounding_set(capability);
+    }
+    Ok(Accounts { passwd: read_text("/etc/passwd"), group: read_text("/etc/group") })
+}
+
+/// Become the command, after `settle`. Returns only what went wrong.
+pub fn become_command(command: &Command, accounts: &Accounts, stdio: &Stdio, hostname: &str) -> Failure {
+    match prepare(command, accounts, stdio, hostname) {
         Err(failure) => failure,
         Ok(environment) => execute(&command.argv, &environment),
     }
 }
 
-fn prepare(command: &Command, mounts: BorrowedFd<'_>, stdio: &Stdio, hostname: &str) -> Result<BTreeMap<String, String>, Failure> {
+fn prepare(command: &Command, accounts: &Accounts, stdio: &Stdio, hostname: &str) -> Result<BTreeMap<String, String>, Failure> {
     let failed = |what: &'static str| move |error: Error| Failure::failed(what, error);
-    system::reset_signals();
-    system::enter_mounts(mounts).map_err(failed("the sandbox's mounts"))?;
-    rustix::process::setsid().map_err(|error| Failure::failed("a session", error))?;
     if stdio.is_terminal {
         system::control_terminal(stdio.stdin.as_fd()).map_err(failed("the terminal"))?;
     }
     for (fd, number) in [(&stdio.stdin, 0), (&stdio.stdout, 1), (&stdio.stderr, 2)] {
         system::put_at(fd.as_fd(), number).map_err(failed("its files"))?;
     }
-    let user = users::resolve(&command.user, &read_text("/etc/passwd"), &read_text("/etc/group")).map_err(Failure::invalid)?;
+    let user = users::resolve(&command.user, &accounts.passwd, &accounts.group).map_err(Failure::invalid)?;
     if stdio.is_terminal {
         // As a login would have it: the user may open the terminal by its name.
         let _ = rustix::fs::fchown(&stdio.stdin, Some(rustix::fs::Uid::from_raw(user.uid)), None);
     }
-    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    system::limit_files(FILES_SOFT, FILES_HARD);
     let folder = if command.cwd.is_empty() { "/" } else { &command.cwd };
-    fs::create_dir_all(folder).and_then(|()| std::env::set_current_dir(folder)).map_err(|error| {
+    let enter = || std::env::set_current_dir(folder);
+    enter().or_else(|_| fs::create_dir_all(folder).and_then(|()| enter())).map_err(|error| {
         let code = if error.kind() == ErrorKind::PermissionDenied { "not_executable" } else { "failed" };
         Failure::new(code, format!("the working folder {folder}: {error}"))
     })?;
@@ -86,15 +107,41 @@ fn prepare(command: &Command, mounts: BorrowedFd<'_>, stdio: &Stdio, hostname: &
 }
 
 fn give_up_privileges(user: &User) -> Result<(), Error> {
-    for capability in CapabilitySet::all().difference(CAPABILITIES) {
-        // What this kernel does not know needs no dropping.
-        let _ = rustix::thread::remove_capability_from_bounding_set(capability);
-    }
     rustix::thread::clear_ambient_capability_set()?;
     system::become_user(user.uid, user.gid, &user.groups)?;
     let kept = if user.uid == 0 { CAPABILITIES } else { CapabilitySet::empty() };
     set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() })?;
     Ok(rustix::thread::set_no_new_privs(true)?)
+}
+
+/// Read the files that the start of a command reads: accounts, the program, and what that names as its interpreter or loader.
+pub fn warm(command: &Command) {
+    let _ = (read_text("/etc/passwd"), read_text("/etc/group"));
+    let path = command.env.get("PATH").map_or(PATH, String::as_str);
+    let program = command.argv.first().into_iter().flat_map(|name| candidates(name, path)).find_map(|file| read_program(&file));
+    if let Some(interpreter) = program.as_deref().and_then(interpreter) {
+        read_program(&interpreter);
+    }
+}
+
+fn read_program(path: &str) -> Option<Vec<u8>> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path).ok()?;
+    file.metadata().ok().filter(Metadata::is_file)?;
+    let mut bytes = Vec::new();
+    file.take(PROGRAM_BYTES_MAX).read_to_end(&mut bytes).ok().map(|_| bytes)
+}
+
+/// The program that a program's first bytes name: behind "#!", or, of one that is linked at run time, as its loader.
+fn interpreter(program: &[u8]) -> Option<String> {
+    if let Some(line) = program.strip_prefix(b"#!") {
+        let line = line.split(|byte| *byte == b'\n').next()?;
+        let word = line.split(u8::is_ascii_whitespace).find(|word| !word.is_empty())?;
+        return String::from_utf8(word.to_vec()).ok();
+    }
+    let head = program.get(..INTERPRETER_WITHIN.min(program.len()))?;
+    let start = head.windows(LIBRARIES.len()).position(|text| text == LIBRARIES)?;
+    let name = head[start..].split(|byte| *byte == 0).next()?;
+    String::from_utf8(name.to_vec()).ok()
 }
 
 /// The command's variables and what every command has.
@@ -163,7 +210,7 @@ fn read_text(path: &str) -> String {
 mod tests {
     use super::super::requests::{Command, parse};
     use super::super::users::User;
-    use super::{CAPABILITIES, candidates, environment};
+    use super::{CAPABILITIES, candidates, environment, interpreter};
 
     fn command(text: &str) -> Command {
         parse(text.as_bytes()).expect("it is well formed")
@@ -184,6 +231,13 @@ mod tests {
     fn a_name_with_a_slash_is_not_searched_for() {
         assert_eq!(candidates("sh", "/a::/b"), ["/a/sh", "./sh", "/b/sh"]);
         assert_eq!(candidates("./sh", "/a"), ["./sh"]);
+    }
+
+    #[test]
+    fn a_program_names_its_interpreter_or_its_loader() {
+        assert_eq!(interpreter(b"#! /bin/sh -e\necho").as_deref(), Some("/bin/sh"));
+        assert_eq!(interpreter(b"\x7fELF....\0/lib64/ld-linux-x86-64.so.2\0\x04").as_deref(), Some("/lib64/ld-linux-x86-64.so.2"));
+        assert!([&b""[..], b"#!", b"#!\n", b"\x7fELF of one piece"].into_iter().all(|bytes| interpreter(bytes).is_none()));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::fs::{self, File, Metadata};
 use std::io::{self, BufWriter, Read, Write};
 use std::os::fd::FromRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
@@ -21,9 +21,51 @@ use super::requests::{Failure, response};
 use super::system;
 
 const BUFFER_BYTES: usize = 64 << 10;
+const LINKS_MAX: usize = 40;
 /// What eleven octal digits hold.
 const USTAR_BYTES_MAX: u64 = (1 << 33) - 1;
 const USTAR_ID_MAX: u32 = (1 << 21) - 1;
+
+/// Say what is at a path, or, with `follow`, where its last link leads. That nothing is there, but its folder, is an answer too.
+pub fn look(path: &str, follow: bool) -> Result<Value, Failure> {
+    let mut path = PathBuf::from(path);
+    if !path.is_absolute() {
+        return Err(Failure::invalid("the path is not absolute"));
+    }
+    for _ in 0..LINKS_MAX {
+        let facts = match fs::symlink_metadata(&path) {
+            Ok(facts) => Some(facts),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && has_folder(&path) => None,
+            Err(error) => return Err(missing(&path, &error)),
+        };
+        match (&facts, path.parent()) {
+            (Some(found), Some(folder)) if follow && found.is_symlink() => {
+                let target = fs::read_link(&path).map_err(|error| missing(&path, &error))?;
+                path = folder.join(target);
+            }
+            _ => {
+                let (mode, n_bytes) = facts.as_ref().map_or((0, 0), |facts| (facts.mode() & 0o7777, facts.len()));
+                return Ok(json!({"kind": kind(facts.as_ref()), "path": path.to_string_lossy(), "mode": mode, "n_bytes": n_bytes}));
+            }
+        }
+    }
+    Err(Failure::failed(&path.to_string_lossy(), io::Error::from_raw_os_error(libc::ELOOP)))
+}
+
+/// Whether what is missing could be made: its folder is there, and it is not said to be a folder.
+fn has_folder(path: &Path) -> bool {
+    !path.as_os_str().as_bytes().ends_with(b"/") && path.parent().is_some_and(Path::is_dir)
+}
+
+fn kind(facts: Option<&Metadata>) -> &'static str {
+    match facts.map(Metadata::file_type) {
+        None => "nothing",
+        Some(kind) if kind.is_file() => "file",
+        Some(kind) if kind.is_dir() => "folder",
+        Some(kind) if kind.is_symlink() => "link",
+        Some(_) => "other",
+    }
+}
 
 /// Write the archive of a file or folder to stdout, after the answer.
 pub fn archive(path: &str) -> Result<Value, Failure> {
@@ -139,7 +181,7 @@ fn append(out: &mut Builder<impl Write>, path: &Path, name: &Path, facts: &Metad
         out.append_pax_extensions(records.iter().map(|(key, value)| (*key, value.as_slice())))?;
     }
     if kind.is_file() {
-        let file = File::open(path)?;
+        let file = File::options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
         return out.append(&header, file.take(n_bytes).chain(io::repeat(0)).take(n_bytes));
     }
     out.append(&header, io::empty())?;
@@ -196,4 +238,42 @@ fn causes(error: &io::Error) -> String {
 fn standard(number: i32) -> File {
     // SAFETY: the descriptor is open and nobody else's: the child uses neither in any other way.
     unsafe { File::from_raw_fd(number) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::look;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn what_is_at_a_path_and_where_its_links_lead() {
+        let folder = std::env::temp_dir().join(format!("isopod-look-{}", std::process::id()));
+        fs::create_dir_all(folder.join("in")).expect("a temporary folder");
+        fs::write(folder.join("in/file"), "four").expect("a file");
+        symlink("in/file", folder.join("link")).expect("a link");
+        symlink("nowhere", folder.join("dead")).expect("a link");
+        symlink("loop", folder.join("loop")).expect("a link");
+        let at = |name: &str, follow: bool| {
+            look(&format!("{}/{name}", folder.display()), follow).map(|facts| facts["kind"].as_str().expect("a word").to_owned())
+        };
+        for (name, follow, kind) in [
+            ("in", true, "folder"),
+            ("in/", true, "folder"),
+            ("in/file", true, "file"),
+            ("link", true, "file"),
+            ("link", false, "link"),
+            ("dead", true, "nothing"),
+            ("in/new", true, "nothing"),
+        ] {
+            assert_eq!(at(name, follow).as_deref(), Ok(kind), "{name}");
+        }
+        for (name, code) in [("no/new", "not_found"), ("new/", "not_found"), ("in/file/x", "not_found"), ("loop", "failed")] {
+            assert_eq!(at(name, true).expect_err(name).code, code, "{name}");
+        }
+        assert_eq!(look("in", true).expect_err("it is not absolute").code, "invalid");
+        let found = look(&format!("{}/link", folder.display()), true).expect("it is there");
+        assert_eq!((found["path"].as_str(), found["n_bytes"].as_u64()), (Some(folder.join("in/file").to_str().expect("text")), Some(4)));
+        fs::remove_dir_all(folder).expect("it is ours");
+    }
 }

@@ -3,7 +3,8 @@
 //! Both ends of every pipe close with an exec. A child that does not exec closes all that is not its own, because a pipe's other end among
 //! it would keep somebody else's file from ending.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
@@ -12,11 +13,16 @@ use serde_json::Value;
 use super::command::{self, Stdio};
 use super::requests::{self, Command, Failure};
 use super::work::{Pipes, Task, Work};
-use super::{root, setup, system};
+use super::{
+    root, setup,
+    system::{self, Pid},
+};
 use crate::protocol::Kind;
 
 /// Where a child of this program answers: its stderr.
 const ANSWERS: i32 = 2;
+/// What an empty pipe takes at once in any case.
+const ORDER_BYTES_MAX: usize = 32 << 10;
 
 /// The cgroup of a command.
 pub fn group_of(task: Task) -> Option<&'static str> {
@@ -30,7 +36,7 @@ pub fn group_of(task: Task) -> Option<&'static str> {
 /// Start a command.
 pub fn run(task: Task, stream: u32, wanted: &Command, mounts: BorrowedFd<'_>) -> io::Result<Work> {
     let group = group_of(task).expect("it is a command");
-    let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let hostname = hostname();
     let (answers, answers_end) = system::pipe()?;
     let (stdio, input, outputs) = if wanted.terminal { open_terminal(wanted)? } else { open_pipes(wanted)? };
     let cgroup = setup::open_group(group)?;
@@ -44,9 +50,76 @@ pub fn run(task: Task, stream: u32, wanted: &Command, mounts: BorrowedFd<'_>) ->
         (work.terminal, work.n_oom_before) = (wanted.terminal, n_oom_before);
         return Ok(work);
     }
-    let failure = command::become_command(wanted, mounts, &stdio, &hostname);
+    let failure = match command::settle(mounts) {
+        Ok(accounts) => command::become_command(wanted, &accounts, &stdio, &hostname),
+        Err(failure) => failure,
+    };
     say(&answers_end, &Err(failure));
     system::exit_now(127)
+}
+
+/// A child that waits to be told the main command, and has done all that does not depend on it. In a template's memory it waits for every
+/// clone, which only has to tell it. One that is not told anything ends.
+pub struct Waiting {
+    pid: Pid,
+    orders: OwnedFd,
+    pipes: Pipes,
+    n_oom_before: u64,
+}
+
+/// Start one.
+pub fn wait(mounts: BorrowedFd<'_>) -> io::Result<Waiting> {
+    let group = group_of(Task::Main).expect("it is a command");
+    let (answers, answers_end) = system::pipe()?;
+    let (orders_end, orders) = system::pipe()?;
+    let (stdin, input) = system::pipe()?;
+    let (output, stdout) = system::pipe()?;
+    let (errors, stderr) = system::pipe()?;
+    let nothing = open_nothing()?;
+    let cgroup = setup::open_group(group)?;
+    if let Some(pid) = system::fork(Some(cgroup.as_fd()))? {
+        for file in [&answers, &orders, &input, &output, &errors] {
+            system::set_nonblocking(file)?;
+        }
+        let outputs = vec![(output, Kind::Stdout), (errors, Kind::Stderr)];
+        let pipes = Pipes { answers, input: Some(input), outputs };
+        return Ok(Waiting { pid, orders, pipes, n_oom_before: setup::n_oom_kills(group) });
+    }
+    drop((answers, orders, input, output, errors));
+    let accounts = command::settle(mounts);
+    let mut order = Vec::new();
+    if File::from(orders_end).read_to_end(&mut order).is_err() || order.is_empty() {
+        system::exit_now(0);
+    }
+    let outcome = accounts.and_then(|accounts| Ok((accounts, requests::parse::<Command>(&order)?)));
+    let failure = outcome.map_or_else(
+        |failure| failure,
+        |(accounts, wanted)| {
+            let files = Stdio { stdin: if wanted.stdin { stdin } else { nothing }, stdout, stderr, is_terminal: false };
+            command::become_command(&wanted, &accounts, &files, &hostname())
+        },
+    );
+    say(&answers_end, &Err(failure));
+    system::exit_now(127)
+}
+
+impl Waiting {
+    /// Tell it the command, which has no terminal; None if it cannot take it.
+    pub fn begin(self, stream: u32, stdin: bool, order: &[u8]) -> Option<Work> {
+        let is_told = order.len() <= ORDER_BYTES_MAX && rustix::io::write(&self.orders, order) == Ok(order.len());
+        let Pipes { answers, input, outputs } = self.pipes;
+        let mut work = Work::new(self.pid, Task::Main, stream, Pipes { answers, input: input.filter(|_| stdin), outputs });
+        work.n_oom_before = self.n_oom_before;
+        is_told.then_some(work)
+    }
+}
+
+fn hostname() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+fn open_nothing() -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 type Ends = (Stdio, Option<OwnedFd>, Vec<(OwnedFd, Kind)>);
@@ -56,7 +129,7 @@ fn open_pipes(wanted: &Command) -> io::Result<Ends> {
         let (stdin, input) = system::pipe()?;
         (stdin, Some(input))
     } else {
-        (rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?, None)
+        (open_nothing()?, None)
     };
     let (output, stdout) = system::pipe()?;
     let (errors, stderr) = system::pipe()?;

@@ -2,6 +2,9 @@
 //!
 //! The link is the one with the wanted hardware address, else the first that is no loopback: after a restore the device still has the address
 //! of the machine it was taken from, and is given the new one.
+//!
+//! In a template's memory links are up already, without an address, also without one of IPv6's own making (the host lets none through): a
+//! clone has only its addresses to set. The hardware address is the last of them, with which the kernel announces the other.
 
 use std::fs;
 use std::io::{Error, Result};
@@ -15,6 +18,9 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use super::requests::{Failure, Network};
 
 const LINKS: &str = "/sys/class/net";
+/// What the kernel calls the first one, and its number; the loopback is 1.
+const FIRST: &str = "eth0";
+const FIRST_INDEX: i32 = 2;
 const LINK_S: u64 = 5;
 
 /// What an address of the form "10.88.0.5/24" says.
@@ -26,11 +32,18 @@ pub struct Address {
     pub mask: Ipv4Addr,
 }
 
-/// Bring the loopback up, and have links tell their address to their bridge when they come up.
+/// Bring the loopback up, and have links tell their address to their bridge when they come up or get one.
 pub fn prepare() -> std::result::Result<(), Failure> {
     let socket = Socket::open().map_err(|error| Failure::failed("a socket", error))?;
     let _ = fs::write("/proc/sys/net/ipv4/conf/all/arp_notify", "1");
+    let _ = fs::write("/proc/sys/net/ipv6/conf/all/addr_gen_mode", "1");
     socket.set_up("lo", true).map_err(|error| Failure::failed("the loopback", error))
+}
+
+/// Bring all links up, though nobody has an address yet.
+pub fn warm() -> Result<()> {
+    let socket = Socket::open()?;
+    links().iter().try_for_each(|link| socket.set_up(link, true))
 }
 
 /// Bring the link up as wanted; without a wish it is taken down.
@@ -38,45 +51,25 @@ pub fn apply(wanted: Option<&Network>) -> std::result::Result<(), Failure> {
     let failed = |what: &'static str| move |error: Error| Failure::failed(what, error);
     let socket = Socket::open().map_err(failed("a socket"))?;
     let Some(wanted) = wanted else {
-        return first_link().map_or(Ok(()), |link| socket.set_up(&link, false).map_err(failed("the link")));
+        return links().iter().try_for_each(|link| socket.set_up(link, false)).map_err(failed("the link"));
     };
     let mac = parse_mac(&wanted.mac)?;
     let address = parse_address(&wanted.address)?;
     let gateway = wanted.gateway.as_deref().filter(|text| !text.is_empty()).map(parse_ip).transpose()?;
-    let (link, has_mac) = find_link(&wanted.mac)?;
-    if !has_mac {
-        socket.set_up(&link, false).map_err(failed("the link"))?;
-        socket.set_mac(&link, mac).map_err(failed("the link's hardware address"))?;
-    }
+    let link = socket.find_link(mac)?;
     if let Some(mtu) = wanted.mtu {
         socket.set_mtu(&link, mtu).map_err(failed("the link's MTU"))?;
     }
     socket.set_address(&link, address).map_err(failed("the link's address"))?;
+    socket
+        .set_mac(&link, mac)
+        .or_else(|error| {
+            // A driver that changes it only of a link that is down.
+            socket.set_up(&link, false).and_then(|()| socket.set_mac(&link, mac)).map_err(|_| error)
+        })
+        .map_err(failed("the link's hardware address"))?;
     socket.set_up(&link, true).map_err(failed("the link"))?;
     gateway.map_or(Ok(()), |gateway| socket.add_default_route(gateway).map_err(failed("the default route")))
-}
-
-/// The link with that hardware address, and true; else the first one. Its driver may just be coming.
-fn find_link(mac: &str) -> std::result::Result<(String, bool), Failure> {
-    let until = Instant::now() + Duration::from_secs(LINK_S);
-    loop {
-        let has_mac =
-            |link: &String| fs::read_to_string(format!("{LINKS}/{link}/address")).is_ok_and(|text| text.trim().eq_ignore_ascii_case(mac));
-        if let Some(link) = links().into_iter().find(has_mac) {
-            return Ok((link, true));
-        }
-        if let Some(link) = first_link() {
-            return Ok((link, false));
-        }
-        if Instant::now() > until {
-            return Err(Failure::new("not_found", "the machine has no link"));
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-fn first_link() -> Option<String> {
-    links().into_iter().next()
 }
 
 fn links() -> Vec<String> {
@@ -115,6 +108,41 @@ struct Socket(OwnedFd);
 impl Socket {
     fn open() -> Result<Self> {
         Ok(Self(socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?))
+    }
+
+    /// The link with that hardware address, else the first one. Its driver may just be coming.
+    fn find_link(&self, mac: [u8; 6]) -> std::result::Result<String, Failure> {
+        // What is so nearly always is asked first: there is one link, and it is called so. Not by a name that may be missing: the kernel
+        // would look for a module of that name.
+        if self.has_link(FIRST_INDEX) && !self.has_link(FIRST_INDEX + 1) && self.mac_of(FIRST).is_some() {
+            return Ok(FIRST.to_owned());
+        }
+        let until = Instant::now() + Duration::from_secs(LINK_S);
+        loop {
+            let links = links();
+            if let Some(link) = links.iter().find(|link| self.mac_of(link) == Some(mac)).or(links.first()) {
+                return Ok(link.clone());
+            }
+            if Instant::now() > until {
+                return Err(Failure::new("not_found", "the machine has no link"));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn has_link(&self, index: i32) -> bool {
+        // SAFETY: all-zero is this plain struct's meaning of "nothing known".
+        let mut request: libc::ifreq = unsafe { zeroed() };
+        request.ifr_ifru.ifru_ifindex = index;
+        self.ask(libc::SIOCGIFNAME, &mut request).is_ok()
+    }
+
+    fn mac_of(&self, link: &str) -> Option<[u8; 6]> {
+        let mut request = named(link).ok()?;
+        self.ask(libc::SIOCGIFHWADDR, &mut request).ok()?;
+        // SAFETY: the kernel has just written the address into the union.
+        let data = unsafe { request.ifr_ifru.ifru_hwaddr.sa_data };
+        Some(std::array::from_fn(|place| data[place].to_ne_bytes()[0]))
     }
 
     fn set_up(&self, link: &str, up: bool) -> Result<()> {

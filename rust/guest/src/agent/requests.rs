@@ -200,11 +200,14 @@ impl Command {
     }
 }
 
-/// `archive` and `extract`.
+/// `look`, `archive` and `extract`.
 #[derive(Debug, Deserialize)]
 pub struct Place {
     /// Absolute, in the root.
     pub path: String,
+    /// Whether a link at its end is followed; for `look`.
+    #[serde(default)]
+    pub follow: bool,
 }
 
 /// Read pairs of hexadecimal digits.

@@ -13,11 +13,12 @@ use serde_json::{Value, json};
 
 use super::channel::{Channel, Received};
 use super::init::{self, Modules};
+use super::launch::Waiting;
 use super::messages::Messages;
 use super::requests::{self, Command, Failure, Place};
 use super::system::{self, Ended};
 use super::work::{Task, Work};
-use super::{files, launch, metrics, setup};
+use super::{command, files, launch, metrics, network, setup};
 use crate::protocol::{Broken, Frame, Kind, MAIN_STREAM, VERSION};
 
 const STREAMS_MAX: usize = 256;
@@ -50,6 +51,10 @@ pub struct Server {
     host_is_away: bool,
     stopping: Option<Instant>,
     cpu_s_before: f64,
+    /// What is said of the machine; read once, so that a clone of a template has it in its memory.
+    facts: Option<Value>,
+    /// Becomes the main command.
+    waiting: Option<Waiting>,
 }
 
 impl Server {
@@ -67,6 +72,8 @@ impl Server {
             host_is_away: false,
             stopping: None,
             cpu_s_before: metrics::own_cpu_s(),
+            facts: None,
+            waiting: None,
         }
     }
 
@@ -80,6 +87,7 @@ impl Server {
             } else {
                 self.modules.insert_next();
             }
+            let was_configured = self.configured;
             for work in &mut self.works {
                 work.pump(&mut self.channel);
                 // With the answer, not with the end: the host may ask for a command at once.
@@ -88,6 +96,10 @@ impl Server {
                     work.task = Task::Exec;
                     self.main = Main::None;
                 }
+            }
+            if self.configured && !was_configured {
+                // Now, and not with the first command: a clone of a template has it in its memory. What goes wrong is said there.
+                let _ = self.sandbox();
             }
             self.finish();
             self.keep_times();
@@ -175,14 +187,11 @@ impl Server {
 
     fn greet(&mut self) {
         self.forget_streams();
-        let facts = json!({
-            "version": VERSION,
-            "agent": env!("CARGO_PKG_VERSION"),
-            "kernel": rustix::system::uname().release().to_string_lossy(),
-            "cpus": metrics::n_cpus(),
-            "memory_bytes": metrics::memory_bytes(),
-            "boot_id": fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim(),
-            "main": match self.main { Main::None => "none", Main::Running => "running", Main::Exited(_) => "exited" },
+        let facts = self.facts.get_or_insert_with(read_facts);
+        facts["main"] = json!(match self.main {
+            Main::None => "none",
+            Main::Running => "running",
+            Main::Exited(_) => "exited",
         });
         self.channel.queue(Kind::Hello, 0, facts.to_string().as_bytes());
         if let Main::Exited(payload) = &self.main {
@@ -222,13 +231,16 @@ impl Server {
         match op {
             "prepare" => self.set_up(stream, false, requests::parse(payload)?, |wanted| setup::prepare(&wanted)),
             "configure" => self.configure(stream, payload),
-            "renew" => self.set_up(stream, false, requests::parse(payload)?, |wanted| setup::renew(&wanted)),
+            // Here and not in a child: it touches memory and the link only, and what it does comes before a clone's first command.
+            "renew" => setup::renew(&requests::parse(payload)?).map(|()| Some(json!({}))),
             "sync" => self.set_up(stream, false, (), |()| {
                 rustix::fs::sync();
                 Ok(())
             }),
-            "start" => self.start(stream, &requests::parse(payload)?),
+            "start" => self.start(stream, payload),
             "exec" => self.run_command(stream, Task::Exec, &requests::parse(payload)?),
+            "warm" => self.warm(stream, requests::parse(payload)?),
+            "look" => self.look(stream, requests::parse(payload)?),
             "archive" => self.archive(stream, requests::parse(payload)?),
             "extract" => self.extract(stream, requests::parse(payload)?),
             "metrics" => Ok(Some(metrics::read(self.cpu_s_before))),
@@ -259,14 +271,20 @@ impl Server {
         Ok(None)
     }
 
-    fn start(&mut self, stream: u32, wanted: &Command) -> Result<Option<Value>, Failure> {
+    fn start(&mut self, stream: u32, payload: &[u8]) -> Result<Option<Value>, Failure> {
+        let wanted: Command = requests::parse(payload)?;
         if stream != MAIN_STREAM {
             return Err(Failure::invalid("the main command has stream 1"));
         }
         if !matches!(self.main, Main::None) {
             return Err(Failure::new("busy", "the main command was started already"));
         }
-        self.run_command(stream, Task::Main, wanted)?;
+        wanted.check()?;
+        let waiting = self.waiting.take().filter(|_| !wanted.terminal);
+        match waiting.and_then(|waiting| waiting.begin(stream, wanted.stdin, payload)) {
+            Some(work) => self.works.push(work),
+            None => drop(self.run_command(stream, Task::Main, &wanted)?),
+        }
         self.main = Main::Running;
         Ok(None)
     }
@@ -278,6 +296,32 @@ impl Server {
         }
         let mounts = self.sandbox()?.try_clone_to_owned().map_err(|error| Failure::failed("a descriptor", error))?;
         let work = launch::run(task, stream, wanted, mounts.as_fd()).map_err(|error| Failure::failed(&wanted.argv[0], error))?;
+        self.works.push(work);
+        Ok(None)
+    }
+
+    /// Read what a command will read, without running it, have a child wait for it, and bring the link up: what is done in a template costs
+    /// its clones nothing.
+    fn warm(&mut self, stream: u32, wanted: Command) -> Result<Option<Value>, Failure> {
+        if matches!(self.main, Main::None) && self.waiting.is_none() {
+            self.waiting = Some(launch::wait(self.sandbox()?).map_err(|error| Failure::failed("a process", error))?);
+        }
+        let mounts = self.sandbox()?;
+        let run = move || {
+            command::warm(&wanted);
+            network::warm().map(|()| json!({})).map_err(|error| Failure::failed("the link", error))
+        };
+        let mut work = launch::spawn(Task::Setup { configures: false }, stream, Some(mounts), run)?;
+        work.deadline = Some(Instant::now() + Duration::from_secs(SETUP_S));
+        self.works.push(work);
+        Ok(None)
+    }
+
+    fn look(&mut self, stream: u32, place: Place) -> Result<Option<Value>, Failure> {
+        let mounts = self.sandbox()?;
+        let run = move || files::look(&place.path, place.follow);
+        let mut work = launch::spawn(Task::Setup { configures: false }, stream, Some(mounts), run)?;
+        work.deadline = Some(Instant::now() + Duration::from_secs(SETUP_S));
         self.works.push(work);
         Ok(None)
     }
@@ -445,6 +489,18 @@ impl Server {
 
 fn exactly<const N: usize>(payload: &[u8]) -> Result<[u8; N], Broken> {
     payload.try_into().map_err(|_| Broken("a payload of the wrong length"))
+}
+
+/// What a HELLO says that stays as it is as long as the machine runs.
+fn read_facts() -> Value {
+    json!({
+        "version": VERSION,
+        "agent": env!("CARGO_PKG_VERSION"),
+        "kernel": rustix::system::uname().release().to_string_lossy(),
+        "cpus": metrics::n_cpus(),
+        "memory_bytes": metrics::memory_bytes(),
+        "boot_id": fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim(),
+    })
 }
 
 fn drop_stream(work: &mut Work) {

@@ -28,6 +28,7 @@ KVM_TIMEOUT_S: Final = 6.0
 """A kernel comes up under KVM in half a second; one that needs ten times as long is not faster than TCG."""
 CACHE_BYTES_MAX: Final = 64 << 10
 PROGRAM: Final = "qemu-system-x86_64"
+CHOSEN: Final = "chosen by the configuration"
 _CAME_UP: Final = b"Unable to mount root fs"
 
 
@@ -79,6 +80,8 @@ class Accelerators:
 
     async def known(self) -> Probed:
         """Return what is known by now, without booting anything."""
+        if self._choice != "auto":
+            return Probed(value=self._choice, why=CHOSEN)
         if self._found is None:
             stored = await self._load()
             if stored is None:
@@ -89,7 +92,7 @@ class Accelerators:
     async def _find(self, guest: GuestFiles) -> Accelerator:
         model, khz = await self._processor()
         if self._choice != "auto":
-            return Accelerator(self._choice, "chosen by the configuration", khz)
+            return Accelerator(self._choice, CHOSEN, khz)
         key = await self._key(guest, model)
         stored = await self._load()
         if stored is not None and stored.key == key:

@@ -7,7 +7,8 @@ from isopod.engine.layout import Layout
 from isopod.engine.network.names import default_bridge
 from isopod.engine.network.networks import Networks
 from isopod.engine.vm.drivers.nix import NixDriverSettings
-from isopod.engine.vm.drivers.registry import DriverSettings, other_drivers
+from isopod.engine.vm.drivers.qemu import QemuDriver
+from isopod.engine.vm.drivers.registry import DriverSettings, Survey, other_drivers
 from isopod.engine.vm.isolation import VmIsolation
 from isopod.engine.vm.machine import DriverCheck
 from isopod.engine.vm.settings import VmSetup
@@ -25,8 +26,11 @@ class VmTold(NamedTuple):
 
 async def open_vm_isolation(
     world: World, layout: Layout, images: ImageStore, networks: Networks, *, told: VmTold, logger: Logger
-) -> VmIsolation:
-    """Return the isolation. The drivers that need KVM ask it whether KVM comes up, which is found out only then.
+) -> tuple[VmIsolation, Survey]:
+    """Return the isolation, and what says which drivers work here.
+
+    The drivers that need KVM ask the isolation whether KVM comes up, which is found out only then. The survey's boot nothing: they are
+    drivers of their own, who ask what is known by now.
 
     Args:
         world: Where machines run.
@@ -41,7 +45,11 @@ async def open_vm_isolation(
     async def kvm() -> DriverCheck:
         return await made[0].check_kvm()
 
+    async def known_kvm() -> DriverCheck:
+        return await made[0].known_kvm()
+
     nix = NixDriverSettings(folder=layout.containers, bridge=default_bridge(told.setup.cgroup_root), microvm=told.microvm_nix)
     drivers = {driver.name: driver for driver in other_drivers(world, DriverSettings(kvm=kvm, nix=nix))}
     made.append(await VmIsolation.open(world, layout, images, networks, setup=told.setup, drivers=drivers, logger=logger))
-    return made[0]
+    looked_at = (QemuDriver(world), *other_drivers(world, DriverSettings(kvm=known_kvm, nix=nix)))
+    return made[0], Survey(world, looked_at)

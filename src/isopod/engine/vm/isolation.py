@@ -9,11 +9,12 @@ Not here: how a machine comes up (`starter`), what speaks to it (`shim`), its mo
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import msgspec
 
-from isopod.api.machines import VmSnapshot
+from isopod.api.machines import PathFacts, VmSnapshot
 from isopod.api.messages import Container, Endpoint, ExecContainer, Image, Probed, Resources
 from isopod.engine.images.store import ImageStore
 from isopod.engine.isolation import Attached as AttachedPort
@@ -23,15 +24,15 @@ from isopod.engine.network.networks import Networks
 from isopod.engine.vm import shares
 from isopod.engine.vm.accelerator import Accelerators
 from isopod.engine.vm.drivers.qemu import QemuDriver
-from isopod.engine.vm.machine import Control, Driver, DriverCheck, MachineStatus
+from isopod.engine.vm.machine import Builder, Control, Driver, DriverCheck, MachineStatus
 from isopod.engine.vm.settings import VmSetup
 from isopod.engine.vm.shim import SPEC_FILE, Attached, Process, ShimClient, ShimCommand, Shims, ShimStatus
 from isopod.engine.vm.starter import CONFIGURED, Starter, VmLaunch, check_driver, snapshot_of
 from isopod.engine.vm.templates import Templates, TemplateStatistics
 from isopod.runtime.logger import Logger
-from isopod.world.errors import IsopodError, NotFound, RuntimeFailed, Unsupported, from_os_error
+from isopod.world.errors import IsopodError, NotFound, RuntimeFailed, UnavailableError, Unsupported, WrongState, from_os_error
 from isopod.world.ids import is_container_id
-from isopod.world.kernel import CgroupUsage
+from isopod.world.kernel import CgroupFigures, CgroupUsage
 from isopod.world.processes import ProcessIdentity
 from isopod.world.world import World
 
@@ -64,6 +65,8 @@ class VmIsolation:
         accelerators: Says what runs processors.
         logger: Told of what happens in guests.
     """
+
+    needs_running = True
 
     def __init__(
         self,
@@ -169,6 +172,13 @@ class VmIsolation:
         """Say whether a guest comes up under KVM here, which is tried once per host."""
         found = await self._accelerators.find(await self._starter.guest())
         return DriverCheck(found.name == "kvm", found.why)
+
+    async def known_kvm(self) -> DriverCheck:
+        """Say what is known of KVM, without booting anything. Raises UnavailableError if it was not tried yet."""
+        known = await self._accelerators.known()
+        if known.value == "unknown":
+            raise UnavailableError(f"it needs KVM; whether that works here is {known.why}")
+        return DriverCheck(known.value == "kvm", known.why)
 
     def template_statistics(self) -> TemplateStatistics:
         """Return what templates there are, and what was done with them."""
@@ -383,6 +393,10 @@ class VmIsolation:
         """Return what its control group counts: the machine as the host sees it."""
         return self._world.kernel.cgroup_usage(self._setup.cgroup(record.id))
 
+    def figures(self, record: Container) -> CgroupFigures:
+        """Return what its control group counts. Its tap stands the other way round, and is left out: what it receives the machine sent."""
+        return self._world.kernel.cgroup_figures(self._setup.cgroup(record.id), None)
+
     async def state(self, record: Container) -> tuple[str, int]:
         """Ask the shim."""
         status = await self._client(record).status()
@@ -431,25 +445,16 @@ class VmIsolation:
 
     # -- files ---------------------------------------------------------------------------------------------------------------
 
-    async def read_archive(self, record: Container, path: str) -> AsyncGenerator[bytes, None]:
-        """Yield a tar of what is at `path` in the guest."""
-        transfer = await self._client(record).archive(path)
-        try:
-            async for piece in transfer.pieces():
-                yield piece
-        finally:
-            transfer.close()
-
-    async def write_archive(self, record: Container, path: str, pieces: AsyncIterator[bytes]) -> None:
-        """Unpack a tar at `path` in the guest."""
-        transfer = await self._client(record).extract(path)
-        try:
-            async for piece in pieces:
-                if not await transfer.write(piece):
-                    break
-            await transfer.finish()
-        finally:
-            transfer.close()
+    @asynccontextmanager
+    async def files(self, record: Container, image: Image | None) -> AsyncIterator["GuestFiles"]:
+        """Ask its guest, which must run."""
+        if record.status != "running":
+            verb = "resume" if record.status == "paused" else "start"
+            hint = f"only its own kernel reads its disk; first: isopod vm {verb} {record.name}"
+            raise WrongState("virtual machine", record.name, record.status, "reach into it", hint=hint)
+        if not record.image_id:
+            raise Unsupported("copying files of a machine from a configuration", "there is no agent of isopod's in it")
+        yield GuestFiles(self._client(record))
 
     # -- snapshots -----------------------------------------------------------------------------------------------------------
 
@@ -487,6 +492,16 @@ class VmIsolation:
         """Compare it with what would be started."""
         image = self._images.resolve(record.image_id) if record.image_id else None
         await self._starter.snapshots(record.id, record.name).check(snapshot, await self._starter.shape(record, image))
+
+    async def rebuild(self, record: Container) -> tuple[str, str]:
+        """Have its driver build what it runs."""
+        driver = self._starter.driver_of(record)
+        if not isinstance(driver, Builder):
+            raise Unsupported(
+                f"updating a machine of driver {driver.name}", "nothing of it is built", "an image: create another one; a unit: systemctl"
+            )
+        built = await driver.update(self._starter.config_spec(record))
+        return built.current, built.booted
 
     # -- inside --------------------------------------------------------------------------------------------------------------
 
@@ -612,6 +627,43 @@ class VmIsolation:
         else:
             self._reasons[record.id] = f"{kind}: {facts}" if facts else kind
             self._logger.warning("vm.event", id=record.id, name=record.name, what=kind, facts=facts)
+
+
+class GuestFiles:
+    """See `engine.isolation.Files`.
+
+    Args:
+        client: Of the machine's shim.
+    """
+
+    unpacks: Final = False
+
+    def __init__(self, client: ShimClient) -> None:
+        self._client = client
+
+    async def look(self, path: str, *, follow: bool) -> PathFacts:
+        """Ask what is at a path."""
+        return await self._client.look(path, follow=follow)
+
+    async def read(self, path: str) -> AsyncGenerator[bytes, None]:
+        """Yield a tar of what is at a path."""
+        transfer = await self._client.archive(path)
+        try:
+            async for piece in transfer.pieces():
+                yield piece
+        finally:
+            transfer.close()
+
+    async def write(self, path: str, pieces: AsyncIterator[bytes]) -> None:
+        """Unpack a tar in a folder."""
+        transfer = await self._client.extract(path)
+        try:
+            async for piece in pieces:
+                if not await transfer.write(piece):
+                    break
+            await transfer.finish()
+        finally:
+            transfer.close()
 
 
 def _process(record: Container, size: tuple[int, int]) -> Process:

@@ -5,7 +5,7 @@ agent's channel; the driver's `Control` then speaks to the VMM's own control soc
 neither knows records nor decides anything.
 """
 
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 MachineStatus = Literal["running", "paused", "shutdown", "panicked", "unknown"]
 AGENT_PORT = "isopod.agent.0"
@@ -159,4 +159,31 @@ class Driver(Protocol):
 
         Raises:
             UnavailableError: It does not answer.
+        """
+
+
+class Built(Protocol):
+    """What is built of a machine's configuration."""
+
+    @property
+    def current(self) -> str:
+        """What its next start runs."""
+
+    @property
+    def booted(self) -> str:
+        """What was started last, "" if nothing was."""
+
+
+@runtime_checkable
+class Builder(Protocol):
+    """A driver that builds what it runs."""
+
+    async def update(self, spec: MachineSpec) -> Built:
+        """Build a machine's configuration anew, whatever runs; a start takes what was built last.
+
+        Raises:
+            InvalidArgument: The configuration makes no sense.
+            RuntimeFailed: It cannot be built.
+            ToolMissing: What builds it is missing.
+            UnavailableError: The disk failed.
         """

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 import msgspec
 
+from isopod.api.machines import PathFacts
 from isopod.engine.isolation import Output
 from isopod.engine.launch import ENVIRONMENT, START_PIPE, SYNC_PIPE, Launch, spawn
 from isopod.engine.vm.channel import Answer, Channel, Stream, open_channel
@@ -266,6 +267,10 @@ class ShimClient:
     async def console(self, tail_bytes: int) -> Attached:
         """Connect to the machine's console: the last bytes of it come first. Raises RuntimeFailed."""
         return Attached(*await self._open({"op": "console", "tail": tail_bytes, "write": True}))
+
+    async def look(self, path: str, *, follow: bool) -> PathFacts:
+        """Return what the guest says of a path. Raises RuntimeFailed, NotFound, InvalidArgument."""
+        return self._typed(await self.request("look", path=path, follow=follow), PathFacts)
 
     async def archive(self, path: str) -> "Transfer":
         """Begin to read a file or folder of the guest as a tar. Raises RuntimeFailed, NotFound, InvalidArgument."""

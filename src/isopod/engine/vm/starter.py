@@ -88,6 +88,8 @@ class _TemplateWork(NamedTuple):
     key: TemplateKey
     network: str
     pids_max: int | None
+    command: tuple[str, ...]
+    env: Mapping[str, str]
 
 
 class VmLaunch:
@@ -264,7 +266,8 @@ class Starter:
         """Have a template made for machines like one that was just booted cold, unless there is one or can be none."""
         prepared = self._prepared.get(record.id)
         if prepared is not None and prepared.key is not None and prepared.origin == "cold" and not vm_of(record).cold:
-            work = _TemplateWork(prepared, prepared.key, record.network.network, record.resources.pids_max)
+            told = record.network.network, record.resources.pids_max, record.command, record.env
+            work = _TemplateWork(prepared, prepared.key, *told)
             self._templates.make_nowait(prepared.key, lambda folder: self._make_template(folder, work))
 
     def forget(self, identifier: str) -> None:
@@ -318,9 +321,15 @@ class Starter:
 
     async def _prepare_config(self, record: Container) -> tuple[Container, Prepared]:
         """Prepare a machine that its configuration makes: isopod gives it neither disks nor a network card."""
-        vm, driver = vm_of(record), self.driver_of(record)
+        driver, spec = self.driver_of(record), self.config_spec(record)
         procs = await self._world.kernel.create_cgroup(self._setup.cgroup(record.id), cpus=record.resources.cpus)
-        spec = MachineSpec(
+        ready = msgspec.structs.replace(record, network=Endpoint(network=record.network.network), accelerator="", origin="cold")
+        return ready, Prepared(driver.name, spec, [], procs, "cold", None)
+
+    def config_spec(self, record: Container) -> MachineSpec:
+        """Return a machine that its configuration makes."""
+        vm = vm_of(record)
+        return MachineSpec(
             id=record.id,
             name=_machine_name(record.name),
             vcpus=vm.vcpus,
@@ -336,8 +345,6 @@ class Starter:
             config=vm.config,
             machine=vm.machine,
         )
-        ready = msgspec.structs.replace(record, network=Endpoint(network=record.network.network), accelerator="", origin="cold")
-        return ready, Prepared(driver.name, spec, [], procs, "cold", None)
 
     async def _origin(self, record: Container, key: TemplateKey | None) -> Origin:
         """Return what a machine goes on from. A template has an empty disk: it is for a machine that has written nothing yet."""
@@ -489,6 +496,8 @@ class Starter:
             await client.ready(self._setup.boot_timeout_s)
             who, what = self._who("template", None, hosts_text("template", None), ""), _what(spec, work.prepared.mounts, work.pids_max)
             await client.request("configure", deadline_s=CONFIGURE_TIMEOUT_S, **who, **what)
+            # The next machines will most likely run the same program: its pages are in the template, and read from there.
+            await client.request("warm", deadline_s=CONFIGURE_TIMEOUT_S, argv=list(work.command), env=dict(work.env))
             await client.request("sync", deadline_s=CONFIGURE_TIMEOUT_S)
             control = await driver.connect(spec)
             try:

@@ -277,6 +277,15 @@ class HttpClient:
             exchange.status, f"{connection.peer} did not switch to {protocol}: {exchange.status} {exchange.reason} {said}".rstrip()
         )
 
+    def drop_idle(self, url: str, address: Address | None = None) -> None:
+        """Cut the connections to a server that nobody uses: the next request to it opens one.
+
+        Args:
+            url: Of the server; its path does not matter.
+            address: As it was given to `request`.
+        """
+        self._pool.drop_idle(_key(parse_url(url), address))
+
     async def close(self) -> None:
         """Cut all connections; requests under way fail. Returns when all is gone."""
         await self._pool.close()

@@ -216,6 +216,11 @@ class Pool:
                 return connection
         return None
 
+    def drop_idle(self, key: Key) -> None:
+        """Cut the connections to a key that nobody uses."""
+        for connection in list(self._idle.get(key, ())):
+            connection.abort()
+
     def _on_free(self, connection: ClientConnection) -> None:
         """A connection's exchange has ended."""
         key = self._keys[connection]

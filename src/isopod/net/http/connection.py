@@ -429,8 +429,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _write_refusal(self, error: HttpError) -> None:
         reply = Reply.of(self._core, "GET", self._core.failure(None, error), _REFUSED, is_last=True)
-        self._count(error.status)
-        self._output.write(reply.head)
+        self._write_reply(reply)
 
     def _reject(self) -> None:
         """One connection too many."""

@@ -20,6 +20,7 @@ from isopod.runtime.config.cluster import ClusterSection
 from isopod.runtime.config.grpc import GrpcSection
 from isopod.runtime.config.layers import FileText, Origin
 from isopod.runtime.config.loader import ConfigLoader, Loaded
+from isopod.runtime.config.pulse import PulseSection
 from isopod.runtime.config.records import RecordsSection
 from isopod.runtime.config.schema import flatten, nest
 from isopod.runtime.config.vm import VmSection
@@ -94,6 +95,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     records: RecordsSection = RecordsSection()
     grpc: GrpcSection = GrpcSection()
     vm: VmSection = VmSection()
+    pulse: PulseSection = PulseSection()
     paths: dict[str, str] = {}
 
 

@@ -95,8 +95,8 @@ def read_layout() -> Layout:
     """Probe this process's mount namespace."""
     mounts = read_own()
     unified = next((mount.target for mount in mounts if mount.kind == "cgroup2"), None)
-    words = (_read_text(unified, "cgroup.controllers") or "") if unified else ""
-    return find_layout(mounts, parse_proc_cgroups(_read_text("/proc", "cgroups") or ""), words.split())
+    words = (read_text(unified, "cgroup.controllers") or "") if unified else ""
+    return find_layout(mounts, parse_proc_cgroups(read_text("/proc", "cgroups") or ""), words.split())
 
 
 def facts(layout: Layout) -> CgroupFacts:
@@ -110,10 +110,10 @@ def usage(layout: Layout, cgroup: str) -> CgroupUsage:
         return _usage_v2(group_folder(layout.unified or "", cgroup))
     memory, cpuacct, pids = (_group(layout, controller, cgroup) for controller in ("memory", "cpuacct", "pids"))
     return CgroupUsage(
-        memory_bytes=_number(_read_text(memory, "memory.usage_in_bytes")),
-        n_oom_kills=parse_counter(_read_text(memory, "memory.oom_control") or "", "oom_kill"),
-        cpu_usage_ns=_number(_read_text(cpuacct, "cpuacct.usage")),
-        n_pids=_number(_read_text(pids, "pids.current")),
+        memory_bytes=_number(read_text(memory, "memory.usage_in_bytes")),
+        n_oom_kills=parse_counter(read_text(memory, "memory.oom_control") or "", "oom_kill"),
+        cpu_usage_ns=_number(read_text(cpuacct, "cpuacct.usage")),
+        n_pids=_number(read_text(pids, "pids.current")),
     )
 
 
@@ -179,12 +179,12 @@ def _explain(mode: CgroupMode, named: Sequence[str], unified: str | None, unifie
 
 
 def _usage_v2(folder: str) -> CgroupUsage:
-    micros = parse_counter(_read_text(folder, "cpu.stat") or "", "usage_usec")
+    micros = parse_counter(read_text(folder, "cpu.stat") or "", "usage_usec")
     return CgroupUsage(
-        memory_bytes=_number(_read_text(folder, "memory.current")),
-        n_oom_kills=parse_counter(_read_text(folder, "memory.events") or "", "oom_kill"),
+        memory_bytes=_number(read_text(folder, "memory.current")),
+        n_oom_kills=parse_counter(read_text(folder, "memory.events") or "", "oom_kill"),
         cpu_usage_ns=None if micros is None else micros * 1000,
-        n_pids=_number(_read_text(folder, "pids.current")),
+        n_pids=_number(read_text(folder, "pids.current")),
     )
 
 
@@ -208,7 +208,7 @@ def _kill_once(layout: Layout, cgroup: str) -> list[int]:
 def _pids_below(folder: str) -> list[int]:
     pids: list[int] = []
     for path, _, _ in os.walk(folder):
-        pids += [int(line) for line in (_read_text(path, "cgroup.procs") or "").split() if line != "0"]
+        pids += [int(line) for line in (read_text(path, "cgroup.procs") or "").split() if line != "0"]
     return pids
 
 
@@ -242,7 +242,7 @@ def _number(text: str | None) -> int | None:
     return int(text) if text else None
 
 
-def _read_text(folder: str | None, name: str) -> str | None:
+def read_text(folder: str | None, name: str) -> str | None:
     """Return a file's text; None if it, its folder or (ENODEV) its group is gone."""
     if folder is None:
         return None

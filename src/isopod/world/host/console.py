@@ -19,6 +19,7 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import _socket
     import signal as _signal
     from collections.abc import Iterable, Sequence
     from types import TracebackType
@@ -104,6 +105,11 @@ def names(path: str) -> list[str]:
 def open_to_read(path: str) -> int:
     """Return a descriptor of a file opened for reading; the caller closes it."""
     return posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
+
+
+def open_folder(path: str) -> int:
+    """Return a descriptor of a folder, only to begin paths with; the caller closes it."""
+    return posix.open(path, posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
 
 
 def open_to_write(path: str) -> int:
@@ -242,43 +248,23 @@ def wait(readers: Iterable[int], writers: Iterable[int], timeout_s: float | None
 
 
 class Connection:
-    """A connected Unix stream socket that never blocks; wait for it with `wait`."""
+    """A connected stream socket that never blocks; wait for it with `wait`."""
 
     __slots__ = ("_socket", "fd")
 
-    def __init__(self, path: str, timeout_s: float) -> None:
+    def __init__(self, address: str | tuple[str, int], timeout_s: float) -> None:
         """Connect.
 
+        Args:
+            address: A Unix socket's path, or the host and port of a TCP one.
+            timeout_s: How long that may take.
+
         Raises:
-            OSError: Nobody listens there, it is not allowed, or the listener's queue stayed full for `timeout_s`.
+            OSError: Nobody listens there, it is not allowed, there is no such host, or `timeout_s` went by.
         """
-        import _socket
-
-        self._socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        self._socket: Final = _unix(address, timeout_s) if isinstance(address, str) else _tcp(*address, timeout_s)
         self.fd: Final = self._socket.fileno()
-        # connect(2) on a Unix socket waits for a place in the listener's queue as long as the send timeout says.
-        whole = int(timeout_s)
-        limit = whole.to_bytes(8, "little") + int((timeout_s - whole) * 1e6).to_bytes(8, "little")
-        try:
-            self._socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, limit)
-            self._connect(path)
-        except BlockingIOError:
-            self._socket.close()
-            raise OSError(errno.ETIMEDOUT, "it accepts no connections") from None
-        except BaseException:
-            self._socket.close()
-            raise
         self._socket.setblocking(False)
-
-    def _connect(self, path: str) -> None:
-        folder, _, name = path.rpartition("/")
-        if len(path.encode("utf-8", "surrogateescape")) <= _SUN_PATH_BYTES_MAX or not folder:
-            return self._socket.connect(path)
-        folder_fd = posix.open(folder, posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
-        try:
-            self._socket.connect(f"/proc/self/fd/{folder_fd}/{name}")
-        finally:
-            posix.close(folder_fd)
 
     def receive(self, n_bytes_max: int) -> bytes | None:
         """Return what has arrived: b"" if the peer closed, None if nothing is there yet."""
@@ -297,6 +283,56 @@ class Connection:
     def close(self) -> None:
         """Close; twice is once."""
         self._socket.close()
+
+
+def _unix(path: str, timeout_s: float) -> _socket.socket:
+    import _socket
+
+    opened = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    folder, _, name = path.rpartition("/")
+    if len(path.encode("utf-8", "surrogateescape")) <= _SUN_PATH_BYTES_MAX or not folder:
+        return _connected(opened, path, timeout_s)
+    try:
+        folder_fd = posix.open(folder, posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
+    except OSError:
+        opened.close()
+        raise
+    try:
+        return _connected(opened, f"/proc/self/fd/{folder_fd}/{name}", timeout_s)
+    finally:
+        posix.close(folder_fd)
+
+
+def _tcp(host: str, port: int, timeout_s: float) -> _socket.socket:
+    """Connect to the first of the host's addresses that takes connections."""
+    import _socket
+
+    failure: OSError | None = None
+    for kind, _type, _protocol, _name, address in _socket.getaddrinfo(host, port, 0, _socket.SOCK_STREAM):
+        try:
+            return _connected(_socket.socket(kind, _socket.SOCK_STREAM), address, timeout_s)
+        except OSError as error:
+            failure = failure or error
+    raise failure or OSError(errno.EADDRNOTAVAIL, "the host has no address")
+
+
+def _connected(opened: _socket.socket, address: str | tuple[str | int | bytes, ...], timeout_s: float) -> _socket.socket:
+    """Connect a socket and return it, or close it."""
+    import _socket
+
+    # connect(2) waits as long as the send timeout says: for a place in a Unix listener's queue, or for a host's answer.
+    whole = int(timeout_s)
+    limit = whole.to_bytes(8, "little") + int((timeout_s - whole) * 1e6).to_bytes(8, "little")
+    try:
+        opened.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, limit)
+        opened.connect(address)
+    except BlockingIOError:
+        opened.close()
+        raise OSError(errno.ETIMEDOUT, "it accepts no connections") from None
+    except BaseException:
+        opened.close()
+        raise
+    return opened
 
 
 # --- the terminal -----------------------------------------------------------------------------------------------------

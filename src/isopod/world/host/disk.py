@@ -18,6 +18,7 @@ from isopod.world.disk import (
     ArchiveMember,
     Data,
     FileStat,
+    FolderWatches,
     Indexed,
     IoFacts,
     IoStatistics,
@@ -34,7 +35,7 @@ from isopod.world.errors import BadArchive, Unsupported
 from isopod.world.host import files, libc, sendfile, uring
 from isopod.world.host.files_data import HostDataFile, open_data_file, open_data_file_beneath
 from isopod.world.host.files_io import FileIo, ThreadIo
-from isopod.world.host.inotify import FolderWatch
+from isopod.world.host.inotify import FolderWatch, ManyFoldersWatch
 from isopod.world.host.mapped import map_file
 from isopod.world.host.workers import Workers
 from isopod.world.send_pieces import send_in_pieces
@@ -181,6 +182,10 @@ class HostDisk:
     def watch(self, path: str) -> AbstractAsyncContextManager[Watch]:
         """See `Disk.watch`."""
         return _open_watch(path)
+
+    def watch_folders(self) -> AbstractAsyncContextManager[FolderWatches]:
+        """See `Disk.watch_folders`."""
+        return _open_watches()
 
     async def lock(self, path: str, contents: bytes) -> OpenFile | None:
         """See `Disk.lock`. The lock is flock(2)'s: it belongs to the open file, so a second one in this process is refused as well."""
@@ -363,6 +368,15 @@ async def _open_watch(path: str) -> AsyncIterator[Watch]:
         yield watch
     finally:
         watch.close()
+
+
+@asynccontextmanager
+async def _open_watches() -> AsyncIterator[FolderWatches]:
+    watches = ManyFoldersWatch()
+    try:
+        yield watches
+    finally:
+        watches.close()
 
 
 def _with_file(path: str, use: Callable[[int], T]) -> T:

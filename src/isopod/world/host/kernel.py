@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from isopod import _core
-from isopod.world.host import cgroup_limits, cgroups, figures, machine, mountspace
+from isopod.world.host import cgroup_figures, cgroup_limits, cgroups, figures, machine, mountspace
 from isopod.world.host.links import HostLinks
 from isopod.world.host.mountinfo import is_below, read_own
 from isopod.world.host.processes import HostProcesses
 from isopod.world.host.workers import Workers
-from isopod.world.kernel import CgroupFacts, CgroupUsage, HostFacts, Inventory, MachineFigures, ProcessFigures
+from isopod.world.kernel import CgroupFacts, CgroupFigures, CgroupUsage, HostFacts, Inventory, MachineFigures, ProcessFigures
 
 NAMESPACE_KIND: Final = "nsfs"
 
@@ -82,6 +82,10 @@ class HostKernel(HostLinks):
     def cgroup_usage(self, cgroup: str) -> CgroupUsage:
         """See `Kernel.cgroup_usage`."""
         return cgroups.usage(self._cgroups(), cgroup)
+
+    def cgroup_figures(self, cgroup: str, pid: int | None) -> CgroupFigures:
+        """See `Kernel.cgroup_figures`."""
+        return cgroup_figures.measure(self._cgroups(), cgroup, pid)
 
     async def create_cgroup(
         self, cgroup: str, *, cpus: float | None = None, memory_bytes_max: int | None = None, pids_max: int | None = None

@@ -1,6 +1,7 @@
-"""System calls that Python 3.11 has no name for, through libc: inotify, openat2, syncfs, and unshare of the file system state.
+"""System calls that Python 3.11 has no name for, through libc: inotify, openat2, syncfs, mounts of a program's own, and unshare.
 
-They stay here, and out of the Rust core, because each is one call without a loop. Sources: inotify(7), openat2(2), syncfs(2), unshare(2).
+They stay here, and out of the Rust core, because each is one call without a loop.
+Sources: inotify(7), openat2(2), syncfs(2), mount(2), unshare(2).
 """
 
 import ctypes
@@ -10,6 +11,12 @@ import os
 from typing import Final
 
 CLONE_FS: Final = 0x200
+CLONE_NEWNS: Final = 0x20000
+MS_RDONLY: Final = 0x1
+MS_REMOUNT: Final = 0x20
+MS_BIND: Final = 0x1000
+MS_REC: Final = 0x4000
+MS_PRIVATE: Final = 0x40000
 SYS_OPENAT2: Final = 437
 """The same on every architecture, as all calls added since Linux 5.1."""
 RESOLVE_NO_MAGICLINKS: Final = 0x02
@@ -55,15 +62,34 @@ def _openat2(root_fd: int, path: str, flags: int, resolve: int) -> int:
 
 def open_inotify(path: str, mask: int) -> int:
     """Return a non-blocking inotify descriptor that watches `path`."""
-    libc = _libc()
-    fd: int = libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
-    if fd < 0:
-        raise _last_error(path)
-    if libc.inotify_add_watch(fd, os.fsencode(path), mask) < 0:
-        error = _last_error(path)
+    fd = new_inotify()
+    try:
+        add_inotify(fd, path, mask)
+    except BaseException:
         os.close(fd)
-        raise error
+        raise
     return fd
+
+
+def new_inotify() -> int:
+    """Return a non-blocking inotify descriptor that watches nothing yet."""
+    fd: int = _libc().inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
+    if fd < 0:
+        raise _last_error("inotify_init1")
+    return fd
+
+
+def add_inotify(fd: int, path: str, mask: int) -> int:
+    """Let an inotify descriptor watch `path` too; return the number of the watch, which is that of the inode."""
+    number: int = _libc().inotify_add_watch(fd, os.fsencode(path), mask)
+    if number < 0:
+        raise _last_error(path)
+    return number
+
+
+def remove_inotify(fd: int, number: int) -> None:
+    """End one watch of an inotify descriptor; one that has ended by itself is fine."""
+    _libc().inotify_rm_watch(fd, number)
 
 
 def sync_file_system(path: str) -> None:
@@ -80,6 +106,28 @@ def unshare_file_system_state() -> None:
     """Give the calling thread a root, working folder and umask of its own, so that it alone may enter a mount namespace."""
     if _libc().unshare(CLONE_FS) != 0:
         raise _last_error("unshare(CLONE_FS)")
+
+
+def unshare_mounts() -> None:
+    """Give the process mounts of its own, which nobody else sees and which end with it; it must have one thread."""
+    if _libc().unshare(CLONE_NEWNS) != 0:
+        raise _last_error("unshare(CLONE_NEWNS)")
+    _mount("none", "/", MS_REC | MS_PRIVATE)
+
+
+def bind_mount(source: str, target: str) -> None:
+    """Show a file or folder, with what is mounted in it, at another place."""
+    _mount(source, target, MS_BIND | MS_REC)
+
+
+def make_read_only(target: str) -> None:
+    """Let nobody write through what is mounted at a place; what is mounted in it is not concerned."""
+    _mount("none", target, MS_REMOUNT | MS_BIND | MS_RDONLY)
+
+
+def _mount(source: str, target: str, flags: int) -> None:
+    if _libc().mount(os.fsencode(source), os.fsencode(target), None, ctypes.c_ulong(flags), None) != 0:
+        raise _last_error(source if flags & MS_BIND else target)
 
 
 @functools.cache

@@ -15,9 +15,11 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NoReturn
 
+import isopod
 from isopod.world.errors import DeadlineExceeded
 from isopod.world.host.daemon import write_some_stderr
 from isopod.world.host.readiness import Readiness
@@ -83,6 +85,12 @@ class HostProcesses:
     def which(self, program: str) -> str | None:
         """See `Processes.which`."""
         return shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:{SBIN_FOLDERS}")
+
+    def own_program(self, name: str) -> Sequence[str]:
+        """See `Processes.own_program`. Without the site's folders and whatever the environment says: faster, and nobody else's code."""
+        folder = os.path.dirname(os.path.dirname(isopod.__file__))
+        code = f"import sys; sys.path.insert(0, {folder!r}); from isopod.world.host.{name} import main; sys.exit(main(sys.argv[1:]))"
+        return [sys.executable, "-I", "-S", "-c", code]
 
     def find(self, program: str) -> Sequence[tuple[ProcessIdentity, Sequence[str]]]:
         """See `Processes.find`."""

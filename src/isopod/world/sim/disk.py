@@ -25,6 +25,7 @@ from isopod.world.disk import (
     Data,
     Disk,
     FileStat,
+    FolderWatches,
     Indexed,
     IoFacts,
     IoStatistics,
@@ -45,8 +46,10 @@ from isopod.world.sim.inodes import BLOCK_BYTES, FileSystem, Inode
 from isopod.world.sim.loop import SimLoop
 from isopod.world.sim.nodes import Node
 from isopod.world.sim.view import View, fail
+from isopod.world.sim.watches import SimWatches
 
 WATCH_EVENTS_MAX: Final = 1024
+WATCHES_MAX: Final = 1 << 20
 _CALL_S: Final = (5e-6, 100e-6)
 _SYNC_S: Final = (200e-6, 2e-3)
 _DIGEST_STEP_BYTES: Final = 1 << 20
@@ -83,6 +86,9 @@ class SimDisk:
         self.io = IoCounts()
         """What data files have done."""
         self.n_watches = 0
+        self.watches_max = WATCHES_MAX
+        """How many folders may be watched through `watch_folders`; one more is ENOSPC."""
+        self._watches: list[SimWatches] = []
         self.faults = DiskFaults(self, loop, faults_chance, device)
         """What goes wrong."""
 
@@ -101,6 +107,11 @@ class SimDisk:
     def used_bytes(self) -> int:
         """What the root file system holds."""
         return self._device.used_bytes
+
+    def lose_changes(self) -> None:
+        """Lose what changed in folders that are watched and was not read yet, as the kernel does when its queue is full."""
+        for watches in self._watches:
+            watches.lose()
 
     def crash(self) -> None:
         """Lose everything that was not made durable (with `faults.keeps_unsynced`: a part of it).
@@ -308,6 +319,18 @@ class SimDisk:
             self.n_watches -= 1
             if watch.put in inode.watchers:
                 inode.watchers.remove(watch.put)
+
+    @asynccontextmanager
+    async def watch_folders(self) -> AsyncIterator[FolderWatches]:
+        """Watch many folders, none at first."""
+        self._loop.owner().check()
+        watches = SimWatches(self, self._loop)
+        self._watches.append(watches)
+        try:
+            yield watches
+        finally:
+            self._watches.remove(watches)
+            watches.close()
 
     async def lock(self, path: str, contents: bytes) -> "SimFile | None":
         """Take an exclusive lock on a file and write `contents` into it; None if it is taken."""

@@ -286,6 +286,8 @@ class Inode:
         inode.n_links -= 1
         if inode.n_links == 0:
             inode.file_system.charge(-inode.content.size)
+            if inode.kind == "directory":
+                inode.notify("")
 
 
 def _apply(changes: list[_Change]) -> None:

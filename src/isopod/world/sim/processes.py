@@ -212,6 +212,10 @@ class SimProcesses:
                 return f"{folder}/{program}"
         return None
 
+    def own_program(self, name: str) -> Sequence[str]:
+        """Name it: it lies beside Debian's programs."""
+        return [f"/usr/lib/isopod/{name}"]
+
     def find(self, program: str) -> Sequence[tuple[ProcessIdentity, Sequence[str]]]:
         """Return the live processes of the node's user, outside of containers, that run the file `program`, ordered by pid."""
         wanted = self._view.node(program).inode

@@ -4,6 +4,7 @@ from typing import Final
 
 from isopod.world.sim.machine import Machine
 from isopod.world.sim.programs.conmon import conmon
+from isopod.world.sim.programs.copier import copier
 from isopod.world.sim.programs.cp import cp
 from isopod.world.sim.programs.guest_agent import AGENT
 from isopod.world.sim.programs.guest_world import RELEASE
@@ -27,6 +28,7 @@ def install(machine: Machine) -> None:
     machine.processes.install("/usr/sbin/mke2fs", mke2fs)
     machine.processes.install("/usr/bin/cp", cp)
     machine.processes.install("/usr/bin/unshare", unshare)
+    machine.processes.install("/usr/lib/isopod/copier", copier)
     machine.processes.install(VIRTIOFSD, virtiofsd)
     machine.processes.install(f"{GUEST_FOLDER}/isopod-shim", shim)
     for name in ("vmlinux", "initrd.img"):

@@ -31,7 +31,13 @@ from isopod.world.sim.vm_faults import Drawn
 
 AGENT: Final = "0.1.0"
 _CALL_S: Final = (0.5e-3, 4e-3)
-_CODES: Final = {errno.ENOENT: "not_found", errno.EINVAL: "invalid", errno.EACCES: "not_executable", errno.EPERM: "not_executable"}
+_CODES: Final = {
+    errno.ENOENT: "not_found",
+    errno.ENOTDIR: "not_found",
+    errno.EINVAL: "invalid",
+    errno.EACCES: "not_executable",
+    errno.EPERM: "not_executable",
+}
 
 
 class GuestAgent:
@@ -213,6 +219,14 @@ class GuestAgent:
     async def _metrics(self, stream: int, _request: Mapping[str, Any]) -> None:
         await self.send(of_ok(stream, _figures(self._world, self._hardware)))
 
+    async def _warm(self, stream: int, _request: Mapping[str, Any]) -> None:
+        self._world.configured()  # pages cost nothing here
+        await self.send(of_ok(stream, {}))
+
+    async def _look(self, stream: int, request: Mapping[str, Any]) -> None:
+        view = self._world.configured().view
+        await self.send(of_ok(stream, guest_files.look(view, str(request["path"]), follow=bool(request.get("follow")))))
+
     async def _archive(self, stream: int, request: Mapping[str, Any]) -> None:
         facts, data = guest_files.pack(self._world.configured().view, str(request["path"]))
         sending = Sending(self.send, stream, data)
@@ -277,6 +291,8 @@ _OPS: Final[dict[str, _Op]] = {
     "start": GuestAgent._start,
     "exec": GuestAgent._exec,
     "metrics": GuestAgent._metrics,
+    "warm": GuestAgent._warm,
+    "look": GuestAgent._look,
     "archive": GuestAgent._archive,
     "extract": GuestAgent._extract,
     "sync": GuestAgent._sync,

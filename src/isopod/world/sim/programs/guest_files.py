@@ -70,6 +70,18 @@ def find_user(view: View, wanted: str) -> Account:
     return found._replace(gid=_number(group_name if group is None else group[2]))
 
 
+def look(view: View, path: str, *, follow: bool) -> dict[str, object]:
+    """Return what is at a path; "nothing" has a folder that is there. ENOENT, ENOTDIR."""
+    spot = view.spot(path, follow=follow)
+    node = spot.node
+    if node is None and (path.endswith("/") or spot.parent is None):
+        fail(errno.ENOENT, path)
+    kinds = {"directory": "folder", "file": "file", "symlink": "link"}
+    kind = "nothing" if node is None else kinds.get(node.inode.kind, "other")
+    mode, n_bytes = (0, 0) if node is None else (node.inode.mode, node.inode.size_bytes)
+    return {"kind": kind, "path": spot.path, "mode": mode, "n_bytes": n_bytes}
+
+
 def pack(view: View, path: str) -> tuple[dict[str, object], bytes]:
     """Return what the answer to `archive` says, and the tar. ENOENT."""
     node = view.node(path, follow=False)

@@ -1,0 +1,3 @@
+module isopod/pulse_reader
+
+go 1.23.0

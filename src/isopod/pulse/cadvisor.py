@@ -1,0 +1,257 @@
+"""cAdvisor's view: the families container_* that dashboards for Kubernetes ask for, of sandboxes and of isopod's own containers.
+
+Two steps: `measure` turns what a guest says into figures with cAdvisor's names and units, `families_of` writes them with their labels.
+`families` does both. Rates (`rates`) and the kubelet's short list (`resource`) are made of the same figures.
+
+What is told, and at which level:
+
+- Pod level (container="", image="", name = the sandbox): everything. CPU, memory and disks are those of the whole guest, its kernel and
+  agent included: what the sandbox costs.
+- Container level (the real name and image): CPU, memory and disks again, if the pod has exactly one container. Queries that select
+  container!="" (as the kubernetes-mixin does) find these, queries that select container="" the others; none finds both. With several
+  containers the guest does not say which of them did what: there is only the pod level.
+- Network is the pod's, as the kubelet has it, with the interface's name.
+
+Rules: what is not known is left out (`figures`). Counters are typed as counters, though Kata types everything as a gauge. Not here, since
+nobody tells it: container_tasks_state, container_ulimits_soft, container_sockets, pressure, a guest's throttling; nor machine_*, which is
+the kubelet's.
+Source: cAdvisor's table of Prometheus metrics.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Final, Literal, NamedTuple
+
+from isopod.pulse.figures import MILLISECOND_S, STARTED, WANTED, Figures, measure, measure_local
+from isopod.pulse.labels import block
+from isopod.pulse.model import Families, Fragment, Kind, Labels, LocalContainer, Pod, Runtime, Values
+
+__all__ = [
+    "FAMILIES",
+    "GROUPS",
+    "WANTED",
+    "WHOLE",
+    "Group",
+    "Part",
+    "Shape",
+    "Told",
+    "cadvisor_labels",
+    "families",
+    "families_of",
+    "last_seen",
+    "local_families",
+    "measure",
+    "measure_local",
+    "number",
+    "shape_without",
+]
+
+Group = Literal["cpu", "memory", "network", "disk", "process", "spec", "time"]
+
+Part = Literal[Group, "containers"]
+"""What can be left out: a group, or the series at container level."""
+
+GROUPS: Final[tuple[Group, ...]] = ("cpu", "memory", "network", "disk", "process", "spec", "time")
+
+
+class Shape(NamedTuple):
+    """How much is shown.
+
+    Args:
+        groups: Which groups of families. Where the kubelet's own series of the same pods cannot be told apart by their job, one leaves out
+            what it fills itself ("cpu" and "memory", from the host's cgroups).
+        containers: Whether a pod's only container has series of its own.
+    """
+
+    groups: tuple[Group, ...] = GROUPS
+    containers: bool = True
+
+
+WHOLE: Final = Shape()
+
+
+def shape_without(parts: Sequence[Part]) -> Shape:
+    """Return what is shown when some parts are left out."""
+    return Shape(tuple(group for group in GROUPS if group not in parts), containers="containers" not in parts)
+
+
+class Told(NamedTuple):
+    """What is said about a family, and whether a pod's only container has it too."""
+
+    group: Group
+    kind: Kind
+    help: bytes
+    inner: bool = False
+
+
+FAMILIES: Final[Mapping[str, Told]] = {
+    "container_cpu_cfs_periods_total": Told(
+        "cpu", "counter", b"Periods in which it ran, of those its CPU limit is counted over.", inner=True
+    ),
+    "container_cpu_cfs_throttled_periods_total": Told("cpu", "counter", b"Periods in which its CPU limit held it up.", inner=True),
+    "container_cpu_cfs_throttled_seconds_total": Told("cpu", "counter", b"Time its CPU limit held it up, in seconds.", inner=True),
+    "container_cpu_load_average_10s": Told("cpu", "gauge", b"Runnable tasks of the guest, averaged over one minute, times 1000."),
+    "container_cpu_system_seconds_total": Told("cpu", "counter", b"CPU time spent in the kernel, in seconds.", inner=True),
+    "container_cpu_usage_seconds_total": Told("cpu", "counter", b"CPU time used, in seconds.", inner=True),
+    "container_cpu_user_seconds_total": Told("cpu", "counter", b"CPU time spent outside of the kernel, in seconds.", inner=True),
+    "container_file_descriptors": Told("process", "gauge", b"Open files of the sandbox's processes on the host."),
+    "container_fs_io_current": Told("disk", "gauge", b"Operations under way.", inner=True),
+    "container_fs_io_time_seconds_total": Told("disk", "counter", b"Time with operations under way, in seconds.", inner=True),
+    "container_fs_io_time_weighted_seconds_total": Told("disk", "counter", b"The same, times the operations, in seconds.", inner=True),
+    "container_fs_read_seconds_total": Told("disk", "counter", b"Time spent reading, in seconds.", inner=True),
+    "container_fs_reads_bytes_total": Told("disk", "counter", b"Bytes read.", inner=True),
+    "container_fs_reads_total": Told("disk", "counter", b"Reads completed.", inner=True),
+    "container_fs_write_seconds_total": Told("disk", "counter", b"Time spent writing, in seconds.", inner=True),
+    "container_fs_writes_bytes_total": Told("disk", "counter", b"Bytes written.", inner=True),
+    "container_fs_writes_total": Told("disk", "counter", b"Writes completed.", inner=True),
+    "container_last_seen": Told("time", "gauge", b"When figures came last, in seconds since 1970."),
+    "container_memory_cache": Told("memory", "gauge", b"Bytes of page cache and buffers.", inner=True),
+    "container_memory_failures_total": Told("memory", "counter", b"Page faults.", inner=True),
+    "container_memory_mapped_file": Told("memory", "gauge", b"Bytes of files mapped into memory.", inner=True),
+    "container_memory_rss": Told("memory", "gauge", b"Bytes of anonymous memory.", inner=True),
+    "container_memory_swap": Told("memory", "gauge", b"Bytes swapped out.", inner=True),
+    "container_memory_usage_bytes": Told("memory", "gauge", b"Memory in use, page cache included.", inner=True),
+    "container_memory_working_set_bytes": Told("memory", "gauge", b"Memory in use that is not given back easily.", inner=True),
+    "container_network_receive_bytes_total": Told("network", "counter", b"Bytes received."),
+    "container_network_receive_errors_total": Told("network", "counter", b"Packets received that were damaged."),
+    "container_network_receive_packets_dropped_total": Told("network", "counter", b"Packets received that were dropped."),
+    "container_network_receive_packets_total": Told("network", "counter", b"Packets received."),
+    "container_network_transmit_bytes_total": Told("network", "counter", b"Bytes sent."),
+    "container_network_transmit_errors_total": Told("network", "counter", b"Packets that could not be sent."),
+    "container_network_transmit_packets_dropped_total": Told("network", "counter", b"Packets dropped before they were sent."),
+    "container_network_transmit_packets_total": Told("network", "counter", b"Packets sent."),
+    "container_oom_events_total": Told("memory", "counter", b"Processes killed for want of memory.", inner=True),
+    "container_processes": Told("process", "gauge", b"Processes."),
+    "container_spec_cpu_period": Told("spec", "gauge", b"Over which the CPU limit is counted, in microseconds.", inner=True),
+    "container_spec_cpu_quota": Told("spec", "gauge", b"CPU time allowed in each period, in microseconds.", inner=True),
+    "container_spec_memory_limit_bytes": Told("spec", "gauge", b"Memory it may use; a guest's whole memory. 0 is no limit."),
+    "container_start_time_seconds": Told("time", "gauge", b"When it was started, in seconds since 1970.", inner=True),
+    "container_threads": Told("process", "gauge", b"Threads, those of a guest's kernel included."),
+    "container_threads_max": Told("process", "gauge", b"Threads it may have; 0 is no limit."),
+}
+"""All families there are, in the order of their names."""
+
+
+def cadvisor_labels(identifier: str, pod: Pod | None) -> Labels:
+    """Return the labels at pod level. They stand first in each line, as one block.
+
+    Args:
+        identifier: The sandbox.
+        pod: Whose it is; None while nobody has said.
+    """
+    return _labels(identifier, pod, container="", image="")
+
+
+def families(
+    values: Values,
+    identifier: str,
+    pod: Pod | None,
+    runtime: Runtime,
+    *,
+    cpu_unit_s: float = MILLISECOND_S,
+    now_ns: int = 0,
+    shape: Shape = WHOLE,
+) -> Families:
+    """Return a sandbox's families.
+
+    Args:
+        values: What the reader found of `WANTED`.
+        identifier: The sandbox.
+        pod: Whose it is; None while nobody has said.
+        runtime: Who serves the figures; only old shims in Go may count CPU time in anything but milliseconds.
+        cpu_unit_s: In what the guest counts CPU time, in seconds (`cpu_units`).
+        now_ns: When the figures came, since 1970; 0 leaves container_last_seen out.
+        shape: How much is shown.
+    """
+    figures = measure(values, cpu_unit_s=cpu_unit_s if runtime == "go" else MILLISECOND_S)
+    return families_of(figures, identifier, pod, now_ns=now_ns, shape=shape)
+
+
+def local_families(container: LocalContainer, *, now_ns: int = 0, shape: Shape = WHOLE) -> Families:
+    """Return the families of a container that has no shim. It is a pod of one container.
+
+    Args:
+        container: Its figures.
+        now_ns: When they came, since 1970; 0 leaves container_last_seen out.
+        shape: How much is shown.
+    """
+    return families_of(measure_local(container), container.id, container.pod, now_ns=now_ns, shape=shape)
+
+
+def families_of(figures: Figures, identifier: str, pod: Pod | None, *, now_ns: int = 0, shape: Shape = WHOLE) -> Families:
+    """Write figures.
+
+    Args:
+        figures: What was measured.
+        identifier: The sandbox.
+        pod: Whose it is; None while nobody has said.
+        now_ns: When the figures came, since 1970; 0 leaves container_last_seen out.
+        shape: How much is shown.
+
+    Returns:
+        By name, in the order of names. Empty if nothing was measured.
+    """
+    outer = block(cadvisor_labels(identifier, pod)).decode()
+    inner = _inner_block(identifier, pod) if shape.containers else ""
+    figures = {**figures, **_times(pod, now_ns)} if figures else figures
+    is_local = pod is not None and pod.source == "isopod"
+    groups = shape.groups
+    found: Families = {}
+    for name, told in FAMILIES.items():
+        samples = figures.get(name)
+        if samples is None or told.group not in groups:
+            continue
+        lines = [f"{name}{{{outer}{extra}}} {number(value)}\n" for extra, value in samples]
+        if inner and told.inner and (is_local or name != STARTED):
+            lines += [f"{name}{{{inner}{extra}}} {number(value)}\n" for extra, value in samples]
+        found[name] = Fragment(told.kind, told.help, "".join(lines).encode(), len(lines))
+    return found
+
+
+def last_seen(identifier: str, pod: Pod | None, now_ns: int) -> Fragment:
+    """Return container_last_seen alone, for a sandbox whose figures came again unchanged."""
+    return families_of({"": ()}, identifier, pod, now_ns=now_ns, shape=Shape(("time",)))["container_last_seen"]
+
+
+def number(value: float) -> str:
+    """Return a figure as it is written: whole ones without a point."""
+    return str(int(value)) if value < 1e15 and value == int(value) else repr(float(value))
+
+
+def _times(pod: Pod | None, now_ns: int) -> Figures:
+    """Return what the runtime and the clock say.
+
+    A CRI's sandbox is made once and never started again, so that its creation is its start. Its containers may be: of their start nothing
+    is known here. A node's container begins with each start, which its figures say.
+    """
+    times: Figures = {}
+    if pod is not None and pod.created_ns and pod.source == "cri":
+        times[STARTED] = (("", pod.created_ns / 1e9),)
+    if now_ns:
+        times["container_last_seen"] = (("", round(now_ns / 1e9, 3)),)
+    return times
+
+
+def _labels(identifier: str, pod: Pod | None, *, container: str, image: str) -> Labels:
+    if pod is None:
+        place, namespace, name = f"/{identifier}", "", ""
+    else:
+        place = f"/isopod/{identifier}" if pod.source == "isopod" else f"/kubepods/pod{pod.uid}/{identifier}"
+        namespace, name = pod.namespace, pod.name
+    return (
+        ("container", container),
+        ("id", place),
+        ("image", image),
+        ("name", identifier),
+        ("namespace", namespace),
+        ("pod", name),
+    )
+
+
+def _inner_block(identifier: str, pod: Pod | None) -> str:
+    """Return the labels of a pod's only container, "" if it has none or several, or one of which the runtime does not tell the name."""
+    if pod is None or len(pod.containers) != 1:
+        return ""
+    only = pod.containers[0]
+    if not only.name:
+        return ""
+    return block(_labels(only.id or identifier, pod, container=only.name, image=only.image)).decode()

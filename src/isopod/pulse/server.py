@@ -1,0 +1,327 @@
+"""Server: the agent's HTTP face.
+
+    GET /                       what there is
+    GET /metrics                figures; ?sandbox= ?namespace= ?pod= ?filter_family=PREFIX,... ?match[]=SELECTOR ?view=all|kata|cadvisor
+    GET /metrics/cadvisor       figures under cAdvisor's names alone
+    GET /metrics/resource       the kubelet's short list
+    GET /sandboxes              whose they are, how old their figures
+    GET /targets                how asking each of them goes
+    GET /top                    what they use
+    GET /agent-url?sandbox=ID   where a sandbox's agent is reached
+    GET /healthz                200 while the agent lives
+    GET /readyz                 200 while anything is watched, else 503
+    GET /debug/...              of a sandbox's shim; only with --pprof
+
+HEAD is answered as GET without the body, other methods with 405, other paths with 404. Every failure is told as text, with a hint.
+
+- No sandbox: /metrics shows the agent's own families, 200; an empty machine is no failure.
+- ?sandbox=ID of one that is not known: 404. Known, but without figures (not asked yet, or failing too long): 503 with Retry-After and
+  the reason, since asking again later may help and an empty answer would look like a sandbox that does nothing.
+- ?namespace= and ?pod= that fit nothing: an empty answer, 200; a scrape job of a namespace must not fail while it is empty.
+- The agent's own families are left out where figures of sandboxes are chosen: of ?sandbox=, ?namespace=, ?pod= the families by sandbox
+  (kata_pulse_sandbox_*) stay, for those sandboxes; ?filter_family= has them only if a prefix begins with kata_monitor or kata_pulse.
+- An ETag stands for the sandboxes' figures; the agent's own, which change with every scrape, do not count.
+
+With `strict_compat` it is all as in `strict`. Not here: what is shown (`store`), how (`render`), who may ask (`security`).
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Final, cast
+
+from isopod import __version__
+from isopod.net.http.failures import answer_error
+from isopod.net.http.limits import HttpLimits
+from isopod.net.http.messages import Answer, HttpError, Request, Response
+from isopod.net.http.server import HttpServer
+from isopod.net.http.status import status_of
+from isopod.net.tls import ReloadingTls, ServerTls
+from isopod.pulse import pages
+from isopod.pulse.formats import negotiate
+from isopod.pulse.model import Families, Query, ViewName
+from isopod.pulse.own import Facts, Own
+from isopod.pulse.proxy import Proxy, Shims
+from isopod.pulse.resource import scrape_error
+from isopod.pulse.scrape import Scrapes
+from isopod.pulse.security import LIMITS, SOCKET_MODE, Token, check, open_tls
+from isopod.pulse.settings import PulseSettings
+from isopod.pulse.store import Entry, Store
+from isopod.pulse.strict import Strict, readiness
+from isopod.pulse.workers import Workers, n_shards
+from isopod.runtime.logger import Logger
+from isopod.runtime.metrics import Registry
+from isopod.world.errors import IsopodError, from_os_error
+from isopod.world.network import Address, UnixAddress, parse_address
+from isopod.world.world import World
+
+DRAIN_S: Final = 1.5
+"""How long answers under way may take once the agent is to stop."""
+METHODS: Final = frozenset(("GET", "HEAD"))
+ALLOW: Final = (("allow", "GET, HEAD"),)
+RETRY_AFTER_S_MAX: Final = 60
+VIEWS: Final = frozenset(("all", "kata", "cadvisor"))
+OWN_PREFIXES: Final = ("kata_monitor", "kata_pulse")
+DEBUG: Final = "/debug/"
+ROUTES: Final = {
+    "/metrics": "Figures of all sandboxes; ?sandbox= ?namespace= ?pod= ?filter_family= ?match[]= ?view= choose.",
+    "/metrics/cadvisor": "Figures under cAdvisor's names alone.",
+    "/metrics/resource": "CPU and memory of pods, as a kubelet lists them.",
+    "/sandboxes": "The sandboxes there are, whose they are, and how old their figures are.",
+    "/targets": "How asking each sandbox goes.",
+    "/top": "What each sandbox uses.",
+    "/agent-url": "The URL of a sandbox's agent; ?sandbox= says whose.",
+    "/healthz": "200 while the agent lives.",
+    "/readyz": "200 while sandboxes are watched for.",
+    "/debug/vars": "Variables of a sandbox's shim; with --pprof alone.",
+    "/debug/pprof/": "Profiles of a sandbox's shim; with --pprof alone.",
+}
+
+
+class PulseServer:
+    """Serves what the store holds. Start it once, and stop it.
+
+    Args:
+        world: The ports.
+        settings: Where, for whom, and what.
+        store: What is shown; its clock is the loop's.
+        client: Asks shims, for /agent-url and /debug.
+        facts: What the agent's other parts say of themselves now.
+        logger: Where it reports.
+        limits: What it bears from its clients.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        settings: PulseSettings,
+        store: Store,
+        client: Shims,
+        *,
+        facts: Callable[[], Facts] = Facts,
+        logger: Logger,
+        limits: HttpLimits = LIMITS,
+    ) -> None:
+        self._world = world
+        self._settings = settings
+        self._store = store
+        self._facts = facts
+        self._logger = logger
+        self._loop = asyncio.get_running_loop()
+        self._server = HttpServer(world, self._answer, logger=logger, metrics=Registry(), limits=limits)
+        self._tls: ReloadingTls[ServerTls] | None = None
+        self._token: Token | None = None
+        self.workers: Workers | None = None
+        self.own = Own(world, store, version=__version__)
+        self._scrapes = Scrapes(store, self.own, logger)
+        self._proxy = Proxy(store, client, settings)
+        self._strict = Strict(store, self.own, self._scrapes, proxy=self._proxy, facts=facts, settings=settings)
+        self._routes: dict[str, Callable[[Request], Response | Awaitable[Response]]] = {
+            "/": self._index,
+            "/metrics": self._metrics,
+            "/metrics/cadvisor": partial(self._scrape, view="cadvisor"),
+            "/metrics/resource": partial(self._scrape, view="resource"),
+            "/sandboxes": self._sandboxes,
+            "/targets": self._targets,
+            "/top": self._top,
+            "/agent-url": self._proxy.agent_url,
+            "/healthz": lambda _: pages.text("ok\n"),
+            "/readyz": lambda _: readiness(self._facts()),
+        }
+
+    async def start(self) -> str:
+        """Read the files of TLS and the token, and listen.
+
+        Returns:
+            Where, with the real port.
+
+        Raises:
+            InvalidArgument: The files make no sense.
+            UnavailableError: They cannot be read, or the address is taken.
+        """
+        settings = self._settings
+        if settings.token_file:
+            token = Token(self._world, settings.token_file, self._logger)
+            await token.open()
+            self._token = token
+        n = n_shards(settings, self._world)
+        if n == 1:
+            self._tls = await open_tls(self._world, settings, self._logger)
+        try:
+            address = await self._listen(parse_address(settings.listen), n)
+        except OSError as error:
+            raise from_os_error(error, "listen on", settings.listen) from error
+        return f"unix:{address.path}" if isinstance(address, UnixAddress) else _shown(address.host, address.port)
+
+    async def _listen(self, address: Address, n: int) -> Address:
+        if n == 1:
+            tls = None if self._tls is None else self._tls.tls
+            return (await self._server.listen(address, tls=tls, mode=SOCKET_MODE)).address
+        self.workers = Workers(self._world, self._settings, self._answer, self._logger)
+        return await self.workers.start(address, n)
+
+    async def stop(self) -> None:
+        """Accept no more, let answers under way end for DRAIN_S, then cut what is left. May be called without `start`."""
+        if self.workers is not None:
+            await self.workers.stop()
+        await self._server.drain(DRAIN_S)
+        await self._server.close()
+        if self._tls is not None:
+            await self._tls.close()
+        if self._token is not None:
+            await self._token.close()
+
+    # --- who asks what --------------------------------------------------------------------------------------------------------------
+
+    def _answer(self, request: Request) -> Answer | Awaitable[Answer]:
+        try:
+            is_strict = self._settings.strict_compat
+            check(request, self._token, strict=is_strict)
+            answer = self._strict.answer(request) if is_strict else self._route(request)
+        except IsopodError as error:
+            return _told(error)
+        return answer if isinstance(answer, Response) else _settled(answer)
+
+    def _route(self, request: Request) -> Response | Awaitable[Response]:
+        path = request.path
+        handler = self._routes.get(path)
+        if handler is None and path.startswith(DEBUG):
+            handler = self._proxy.debug
+        if handler is None:
+            raise HttpError(404, f"no such page: {path}", "GET / lists what there is")
+        if request.method not in METHODS:
+            raise HttpError(405, f"{request.method} is not answered here", "GET and HEAD are", headers=ALLOW)
+        return handler(request)
+
+    # --- figures --------------------------------------------------------------------------------------------------------------------
+
+    async def _metrics(self, request: Request) -> Response:
+        view = _first(request, "view") or self._settings.view
+        if view not in VIEWS:
+            raise HttpError(400, f"no such view: {pages.printable(view[:64])}", "choose one of: all, kata, cadvisor")
+        return await self._scrape(request, view=cast("ViewName", view))
+
+    async def _scrape(self, request: Request, *, view: ViewName) -> Response:
+        query = query_of(request, view)
+        accept, coding = request.headers.combined("accept"), request.headers.combined("accept-encoding")
+        return await self._scrapes.answer(request, query, lambda: self._own_families(query), chosen=negotiate(accept, coding))
+
+    def _own_families(self, query: Query) -> Families:
+        """Return the agent's own families that go with figures.
+
+        Raises:
+            HttpError: 503: there are none of the sandbox that is wanted.
+        """
+        if query.sandbox:
+            self._expect_figures(query.sandbox)
+        if query.view == "resource":
+            return scrape_error(failed=False)
+        if query.view == "cadvisor" or not may_have_own(query):
+            return {}
+        if query.sandbox or query.namespace or query.pod:
+            return self.own.of_sandboxes([entry for entry in self._store.entries() if is_wanted(entry, query)])
+        return self.own.families(self._facts())
+
+    def _expect_figures(self, identifier: str) -> None:
+        """Refuse to show a sandbox that has no figures; one that is not known is the store's matter."""
+        entry = self._store.get(identifier)
+        if entry is None or entry.families or entry.containers:
+            return
+        why = f"its shim does not answer ({entry.error})" if entry.error else "it was not asked yet"
+        after_s = min(RETRY_AFTER_S_MAX, max(1, round(self._settings.interval_s)))
+        hint = "GET /targets says more"
+        raise HttpError(503, f"no figures of sandbox {identifier}: {why}", hint, headers=(("retry-after", str(after_s)),))
+
+    # --- pages ----------------------------------------------------------------------------------------------------------------------
+
+    def _index(self, request: Request) -> Response:
+        return pages.index(_kind(request), ROUTES)
+
+    def _sandboxes(self, request: Request) -> Response:
+        now_s = self._loop.time()
+        return pages.sandboxes(_kind(request), [pages.sandbox_row(entry, now_s) for entry in self._store.entries()])
+
+    def _targets(self, request: Request) -> Response:
+        now_s = self._loop.time()
+        return pages.targets(_kind(request), [pages.target_row(entry, now_s) for entry in self._store.entries()])
+
+    def _top(self, request: Request) -> Response:
+        return pages.top(_kind(request), self._facts().rows())
+
+
+def query_of(request: Request, view: ViewName) -> Query:
+    """Return what a request for figures wants.
+
+    Args:
+        request: Its fields are read; those not known are left aside, as scrape jobs may send any.
+        view: Which families.
+
+    Raises:
+        HttpError: 400: the query of the URL is malformed.
+    """
+    first: dict[str, str] = {}
+    matches: list[str] = []
+    for name, value in request.query_pairs():
+        if name in {"match[]", "match"}:
+            matches.append(value)
+        else:
+            first.setdefault(name, value)
+    prefixes = tuple(word for word in (part.strip() for part in first.get("filter_family", "").split(",")) if word)
+    return Query(
+        view=view,
+        sandbox=first.get("sandbox", ""),
+        namespace=first.get("namespace", ""),
+        pod=first.get("pod", ""),
+        prefixes=prefixes,
+        matches=tuple(matches),
+    )
+
+
+def may_have_own(query: Query) -> bool:
+    """Return whether a query can fit the agent's own families; for most that choose families it plainly cannot."""
+    if query.prefixes and not any(prefix.startswith(OWN_PREFIXES) for prefix in query.prefixes):
+        return False
+    return not query.matches or any(selector.strip().startswith(("{", *OWN_PREFIXES)) for selector in query.matches)
+
+
+def is_wanted(entry: Entry, query: Query) -> bool:
+    """Return whether a query is about a sandbox."""
+    pod = entry.pod
+    return (
+        (not query.sandbox or entry.id == query.sandbox)
+        and (not query.namespace or (pod is not None and pod.namespace == query.namespace))
+        and (not query.pod or (pod is not None and pod.name == query.pod))
+    )
+
+
+def _first(request: Request, name: str) -> str:
+    return next((value for key, value in request.query_pairs() if key == name), "")
+
+
+def _kind(request: Request) -> pages.PageKind:
+    return pages.choose(_first(request, "format"), request.headers.combined("accept"))
+
+
+def _shown(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _told(error: IsopodError) -> Response:
+    """Return an error as text.
+
+    Raises:
+        IsopodError: It is a bug of ours, which the server logs and answers.
+    """
+    known = answer_error(error)
+    if known is None:
+        raise error
+    kept = tuple(pair for pair in known.headers if pair[0].lower() not in {"content-type"})
+    status = error.status if isinstance(error, HttpError) else status_of(error)
+    return pages.error_text(status, error.message, error.hint, kept)
+
+
+async def _settled(answer: Awaitable[Response]) -> Response:
+    try:
+        return await answer
+    except IsopodError as error:
+        return _told(error)
