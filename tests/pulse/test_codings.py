@@ -1,3 +1,5 @@
+"""Pieces of compressed answers: joined in any order they are one stream that others' decoders read."""
+
 import gzip
 import io
 import zlib

@@ -1,3 +1,5 @@
+"""Which form and coding an answer has, by what a client accepts."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

@@ -17,6 +17,8 @@ from isopod.pulse.labels import block
 from isopod.pulse.model import Labels
 from tests.pulse.reparsed import PROMTOOL, as_open, as_text, check_reading, promtool_complaint
 
+pytestmark = pytest.mark.row("T7")
+
 LABELS: Final[Labels] = (("sandbox_id", "0123456789ab"), ("cri_uid", ""), ("cri_name", 'a"b\\c'), ("cri_namespace", "prod"))
 SAMPLES: Final = Path(__file__).parent / "data"
 AS_IT_CAME: Final = Rules(renames=())

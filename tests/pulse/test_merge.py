@@ -1,3 +1,5 @@
+"""Families of many sandboxes as one: order, types that disagree, and what is left out and counted."""
+
 from collections.abc import Mapping
 
 import pytest
@@ -7,6 +9,8 @@ from hypothesis import strategies as st
 from isopod.pulse.merge import PARTS, Block, Census, Group, Pairs, Shape, block_of, count, groups, pairs_of, plan
 from isopod.pulse.model import Families, Kind
 from tests.pulse.families import fragment
+
+pytestmark = pytest.mark.row("T8")
 
 KINDS: tuple[Kind, ...] = ("counter", "gauge", "histogram", "summary", "untyped")
 

@@ -111,7 +111,7 @@ def test_fragments_that_are_wanted_whole_are_those_of_the_store() -> None:
         ('{a="\\q"}', "no escape"),
         ('{a="\\ud800"}', "not a character"),
         ('{a=~"("}', "regular expression"),
-        ('{a=~"(a+"}', "without its"),
+        ('{a=~"(a+"}', "missing"),
         ('a b="c"', "behind its end"),
         ('{1a="b"}', "name of a label"),
         ("x" * 5000, "longer"),

@@ -1,3 +1,5 @@
+"""What is kept of each sandbox: rounds taken in whole, failures, labels that are exchanged, and nothing of those that went."""
+
 import gc
 import sys
 import tracemalloc

@@ -1,3 +1,5 @@
+"""What a scrape shows: an unchanging choice of families, and its entity tag."""
+
 from isopod.pulse.model import Query, Target
 from isopod.pulse.store import Store
 from isopod.pulse.view import KEPT_S, Demand

@@ -282,7 +282,7 @@ CONTAINER_COMMANDS: Final = (
             "isopod cp ./site web:/www",
             "isopod cp web:/etc/hosts .",
             "isopod cp web:/var/log/. ./logs",
-            "isopod cp web:/www - >www.tar",
+            "isopod cp web:/www - > www.tar",
         ),
         method="container.copy_to",
     ),

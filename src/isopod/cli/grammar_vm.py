@@ -197,7 +197,7 @@ VM_COMMANDS: Final = (
         "what was built. A start alone builds nothing: it takes what there is.",
         arguments=(_ONE,),
         options=(_NAME,),
-        examples=("isopod vm update web", "isopod vm restart web"),
+        examples=("isopod vm update web",),
         method="vm.update",
     ),
 )

@@ -29,6 +29,7 @@ from isopod.pulse.settings import PulseSettings
 from isopod.pulse.shims import ShimClient
 from isopod.pulse.store import Store
 from isopod.runtime.logger import Logger
+from isopod.runtime.scheduling import SchedulingGroup
 from isopod.world.world import World
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 PAUSE_FIRST_S: Final = 0.5
 PAUSE_MAX_S: Final = 30.0
+COLLECT: Final = SchedulingGroup("collect", 200)
+"""What goes on by itself: scrapes come first, however many answers of shims are to be read."""
 STEADY_S: Final = 60.0
 """A part that went on for so long did not fail because of how it was begun."""
 
@@ -127,7 +130,9 @@ class PulseAgent:
         if self._pusher is not None:
             parts["push"] = self._pusher.run
         self.n_failures = dict.fromkeys(parts, 0)
-        self._keeping = [self._loop.create_task(self.keep(name, part), name=f"pulse {name}") for name, part in parts.items()]
+        self._keeping = [
+            self._loop.create_task(self.keep(name, part), name=f"pulse {name}", context=COLLECT.context()) for name, part in parts.items()
+        ]
         self._logger.info(
             "pulse.ready",
             address=address,

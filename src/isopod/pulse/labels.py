@@ -30,9 +30,17 @@ def kata_labels(identifier: str, pod: Pod | None) -> Labels:
         ("cri_uid", known.uid),
         ("cri_name", known.name),
         ("cri_namespace", known.namespace),
-        *((f"label_{label_name(name)}", value) for name, value in known.labels),
-        *((f"annotation_{label_name(name)}", value) for name, value in known.annotations),
+        *_unique("label_", known.labels),
+        *_unique("annotation_", known.annotations),
     )
+
+
+def _unique(prefix: str, labels: Labels) -> Labels:
+    """Return labels under names that the format allows; of two that would have one name the first."""
+    found: dict[str, str] = {}
+    for name, value in labels:
+        found.setdefault(f"{prefix}{label_name(name)}", value)
+    return tuple(found.items())
 
 
 def label_name(text: str) -> str:

@@ -22,12 +22,12 @@ from collections.abc import Iterable, Sequence
 from typing import Annotated, Final, Literal
 
 import msgspec
-import re2  # type: ignore[import-untyped]  # its package has no types
 from msgspec import Meta
 
 from isopod.pulse import core
 from isopod.pulse.labels import escaped
 from isopod.pulse.model import Families, Fragment
+from isopod.pulse.patterns import compile_whole
 from isopod.world.errors import InvalidArgument
 
 Action = Literal[
@@ -46,8 +46,6 @@ Action = Literal[
 
 NAME: Final = "__name__"
 RULES_MAX: Final = 200
-PATTERN_BYTES_MAX: Final = 1 << 20
-"""Memory of one compiled expression."""
 KNOWN_MAX: Final = 20_000
 _NAME: Final = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 _LABEL: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
@@ -107,13 +105,7 @@ class Rule:
         self._config = config
         self._protected = protected
         action = config.action
-        options = re2.Options()
-        options.dot_nl, options.log_errors, options.max_mem = True, False, PATTERN_BYTES_MAX
-        try:
-            self._regex = re2.compile(f"^(?:{config.regex})$", options)
-        except re2.error as error:
-            why = error.args[0] if error.args else error
-            raise InvalidArgument("regex", config.regex, why.decode(errors="replace") if isinstance(why, bytes) else str(why)) from None
+        self._regex = compile_whole(config.regex)
         if action in ("replace", "hashmod", "lowercase", "uppercase", "keepequal", "dropequal"):
             self._check_target()
         if action == "hashmod" and config.modulus == 0:

@@ -183,11 +183,11 @@ class Encoder:
         What stands in another row now, or with its labels in another order, is the same series: what is sent of its labels decides. Of
         those that came anew the hashes are kept: all may have, and that would be many bytes.
         """
-        gone = _more(self._shown, shown)
+        gone = await _more(self._shown, shown)
         if not gone:
             return
         fresh: dict[int, None] = {}
-        for block, plans in _more(shown, self._shown):
+        for block, plans in await _more(shown, self._shown):
             fresh.update(dict.fromkeys([hash(block.series(plan)) for plan in plans]))
             await maybe_yield()
         for block, plans in gone:
@@ -310,7 +310,7 @@ class _Writer:
 _Shown = tuple[_Block, Sequence[_Plan]]
 
 
-def _more(these: Mapping[bytes, _Shown], others: Mapping[bytes, _Shown]) -> list[_Shown]:
+async def _more(these: Mapping[bytes, _Shown], others: Mapping[bytes, _Shown]) -> list[_Shown]:
     """Return what these rows have that the others have not."""
     found: list[_Shown] = []
     for key, (block, plans) in these.items():
@@ -322,6 +322,7 @@ def _more(these: Mapping[bytes, _Shown], others: Mapping[bytes, _Shown]) -> list
             more = [plan for plan in plans if plan.stem not in stems]
             if more:
                 found.append((block, more))
+            await maybe_yield()
     return found
 
 
