@@ -11,6 +11,7 @@ import pytest
 from isopod.net.http.limits import HttpLimits
 from isopod.net.tls import TlsFiles
 from isopod.pulse.security import Token
+from isopod.pulse.settings import PulseSettings
 from isopod.world.errors import InvalidArgument, IsopodError, UnavailableError
 from isopod.world.network import ClientTls, TcpAddress, UnixAddress
 from isopod.world.sim import SimWorld
@@ -100,6 +101,32 @@ async def test_the_least_version_is_a_setting(sim_world: SimWorld, folder: str, 
         else:
             with pytest.raises(IsopodError):
                 await rig.ask("/healthz")
+
+
+@pytest.mark.row("T21")
+@pytest.mark.parametrize("ours", ["CHACHA20_POLY1305_SHA256", "AES_256_GCM_SHA384"])
+async def test_the_suites_are_a_setting(sim_world: SimWorld, folder: str, ours: str) -> None:
+    files = files_in(folder)
+    world = sim_world.world
+    await put(world, folder, files)
+    suites = tuple(f"TLS_ECDHE_{kind}_WITH_{ours}" for kind in ("RSA", "ECDSA"))
+    async with Rig(world, tls_cert_file=files.certificate, tls_key_file=files.key, tls_cipher_suites=suites) as rig:
+        trust = ClientTls(client_material())
+        trust.context.maximum_version = ssl.TLSVersion.TLSv1_2
+        trust.context.set_ciphers("ECDHE+CHACHA20")
+        await rig.trust(trust)
+        if "CHACHA20" in ours:
+            assert (await rig.ask("/healthz")).status == 200
+        else:
+            with pytest.raises(IsopodError):
+                await rig.ask("/healthz")
+
+
+@pytest.mark.row("T21")
+@pytest.mark.parametrize("suite", ["TLS_RSA_WITH_RC4_128_SHA", "TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA", "ECDHE+AESGCM", ""])
+def test_a_suite_that_is_unknown_or_not_sound_is_refused(suite: str) -> None:
+    with pytest.raises(InvalidArgument, match="cipher suite"):
+        PulseSettings(tls_cert_file="/c", tls_key_file="/k", tls_cipher_suites=(suite,))
 
 
 @pytest.mark.row("T21")

@@ -562,6 +562,7 @@ PULSE: Final = Command(
         Option("--tls-key-file", "PEM of its key", "FILE", complete="file"),
         Option("--tls-client-ca-file", "PEM of the authority that clients must be certified by", "FILE", complete="file"),
         Option("--tls-min-version", "VersionTLS12 or VersionTLS13", "VERSION", default="VersionTLS12"),
+        Option("--tls-cipher-suites", "suites of TLS 1.2, by their registered names, with commas; else all that are sound", "NAMES"),
         Option("--token-file", "the file with the token that requests must carry as their bearer", "FILE", complete="file"),
         Option("--pprof", "pass /debug/ on to shims"),
         Option("--push-url", "send all figures there by Prometheus' remote write: http or https", "URL", default="none"),

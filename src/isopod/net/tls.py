@@ -59,6 +59,7 @@ class TlsRules(msgspec.Struct, frozen=True):
     alpn: tuple[str, ...] = ()
     minimum_version: MinimumVersion = "1.2"
     verify_peer: bool = True
+    cipher_suites: tuple[str, ...] = ()
 
 
 class ReloadingTls(Generic[T]):
@@ -244,6 +245,7 @@ async def read_material(world: World, files: TlsFiles, rules: TlsRules | None = 
         alpn=rules.alpn,
         minimum_version=rules.minimum_version,
         verify_peer=rules.verify_peer,
+        cipher_suites=rules.cipher_suites,
     )
 
 

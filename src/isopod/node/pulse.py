@@ -112,7 +112,7 @@ async def _serve(
 
 
 async def _serve_demo(world: World, n_sandboxes: int, listen: str, logger: Logger) -> int:
-    async with Demo(world, n_sandboxes) as shown:
+    async with Demo(world, n_sandboxes, folder=daemon.environment().get("TMPDIR") or "/tmp") as shown:  # noqa: S108 - the custom
         settings = PulseSettings(listen=listen, runtime_endpoint="", interval_s=5.0, go_root=shown.root, rust_root=f"{shown.root}-none")
         return await _serve(
             world, settings, logger, pods=shown.pods, greeting="serving on http://{address}: try curl http://{address}/metrics"

@@ -58,6 +58,7 @@ FLAGS: Final = (
     Flag("tls-key-file", "tls_key_file"),
     Flag("tls-client-ca-file", "tls_client_ca_file"),
     Flag("tls-min-version", "tls_min_version"),
+    Flag("tls-cipher-suites", "tls_cipher_suites"),
     Flag("token-file", "token_file"),
     Flag("pprof", "pprof", is_switch=True),
     Flag("push-url", "push_url"),
@@ -72,7 +73,7 @@ FLAGS: Final = (
     Flag("push-key-file", "push_key_file"),
 )
 _BY_NAME: Final = {flag.name: flag for flag in FLAGS}
-_LISTS: Final = ("pod_labels", "pod_annotations", "cadvisor_without", "push_labels")
+_LISTS: Final = ("pod_labels", "pod_annotations", "cadvisor_without", "push_labels", "tls_cipher_suites")
 """Fields of several values: flags may be repeated, and a value may be several with commas between them."""
 _TRUE: Final = ("true", "1", "yes", "on")
 _FALSE: Final = ("false", "0", "no", "off")

@@ -72,6 +72,7 @@ async def open_tls(world: World, settings: PulseSettings, logger: Logger) -> Rel
             client_auth="required" if settings.tls_client_ca_file else "none",
             alpn=("http/1.1",),
             minimum_version="1.3" if _VERSIONS[settings.tls_min_version] == "1.3" else "1.2",
+            cipher_suites=settings.tls_cipher_suites,
         ),
         report=report,
     )

@@ -9,6 +9,7 @@ from isopod.pulse.cadvisor import Part
 from isopod.pulse.labels import given_labels
 from isopod.world.errors import InvalidArgument
 from isopod.world.network import parse_address
+from isopod.world.tls import openssl_name
 
 _PUSH_ABOVE_0: Final = ("push_interval_s", "push_timeout_s", "push_queue_bytes_max")
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -56,6 +57,8 @@ class PulseSettings(msgspec.Struct, frozen=True, kw_only=True):
     tls_client_ca_file: str = ""
     """Clients must show a certificate of this authority."""
     tls_min_version: Literal["VersionTLS12", "VersionTLS13"] = "VersionTLS12"
+    tls_cipher_suites: tuple[str, ...] = ()
+    """Of TLS 1.2, by their registered names; () for all that are sound."""
     token_file: str = ""
     """Requests must carry this file's token as their bearer."""
     pprof: bool = False
@@ -88,6 +91,8 @@ class PulseSettings(msgspec.Struct, frozen=True, kw_only=True):
             raise InvalidArgument("metrics interval", self.interval_s, "must be above 0 and at most a day")
         if bool(self.tls_cert_file) != bool(self.tls_key_file):
             raise InvalidArgument("TLS files", self.tls_cert_file or self.tls_key_file, "certificate and key go together")
+        for suite in self.tls_cipher_suites:
+            openssl_name(suite)
         if self.tls_client_ca_file and not self.tls_cert_file:
             raise InvalidArgument("TLS client CA", self.tls_client_ca_file, "needs a certificate and key of the server")
         if not 0 <= self.shards <= 64:

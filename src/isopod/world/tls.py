@@ -28,9 +28,33 @@ HANDSHAKES_MAX: Final = 8192
 """Of one holder, at once: each costs some 50 KiB."""
 CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
 """Of TLS 1.2 (RFC 9325, section 4.2). Those of 1.3 are all sound."""
+CIPHER_SUITES: Final[Mapping[str, str]] = {
+    "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256": "ECDHE-ECDSA-AES128-GCM-SHA256",
+    "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256": "ECDHE-RSA-AES128-GCM-SHA256",
+    "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384": "ECDHE-ECDSA-AES256-GCM-SHA384",
+    "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384": "ECDHE-RSA-AES256-GCM-SHA384",
+    "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256": "ECDHE-ECDSA-CHACHA20-POLY1305",
+    "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256": "ECDHE-RSA-CHACHA20-POLY1305",
+}
+"""These by their registered names (IANA), and what OpenSSL calls them."""
 _NO_CHECK_TIME: Final = 0x200000
 """X509_V_FLAG_NO_CHECK_TIME, which Python's ssl does not name."""
 _MEMFD_NAME: Final = "isopod-tls"
+
+
+def openssl_name(suite: str) -> str:
+    """Return what OpenSSL calls a cipher suite of TLS 1.2.
+
+    Args:
+        suite: Its registered name.
+
+    Raises:
+        InvalidArgument: It is unknown, or not sound.
+    """
+    name = CIPHER_SUITES.get(suite)
+    if name is None:
+        raise InvalidArgument("cipher suite", suite, "unknown or not secure", f"choose of: {', '.join(CIPHER_SUITES)}")
+    return name
 
 
 class TlsMaterial(msgspec.Struct, frozen=True):
@@ -44,6 +68,7 @@ class TlsMaterial(msgspec.Struct, frozen=True):
         alpn: Application protocols offered or accepted, the preferred one first; () for none.
         minimum_version: The oldest version of TLS spoken.
         verify_peer: On a client: whether the server's chain and name are checked. False is for tests and discovery only.
+        cipher_suites: Of TLS 1.2, those that are spoken, by their registered names; () for all in `CIPHER_SUITES`.
     """
 
     certificate: bytes = b""
@@ -53,6 +78,7 @@ class TlsMaterial(msgspec.Struct, frozen=True):
     alpn: tuple[str, ...] = ()
     minimum_version: MinimumVersion = "1.2"
     verify_peer: bool = True
+    cipher_suites: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"TlsMaterial({len(self.certificate)} bytes of certificate, client_auth={self.client_auth!r}, alpn={self.alpn!r})"
@@ -289,7 +315,7 @@ def _apply(context: ssl.SSLContext, material: TlsMaterial) -> None:
     context.minimum_version = ssl.TLSVersion.TLSv1_3 if material.minimum_version == "1.3" else ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_COMPRESSION
     context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF  # Python's default would take a cut connection for an ended one
-    context.set_ciphers(CIPHERS)
+    context.set_ciphers(":".join(map(openssl_name, material.cipher_suites)) or CIPHERS)
     if material.alpn:
         context.set_alpn_protocols(list(material.alpn))
     try:
