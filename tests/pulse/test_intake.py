@@ -107,6 +107,19 @@ def test_a_machine_that_has_a_shim_is_left_to_it(sim_world: SimWorld) -> None:
     assert kept.store.get(A.id) is not None
 
 
+def test_a_machine_whose_shim_is_found_later_is_handed_over_to_it(sim_world: SimWorld) -> None:
+    kept = Kept(sim_world)
+    kept.intake.local((local(A.id, cpu_s=999.0),))
+    kept.intake.hand_over(A.id)
+    kept.store.add(A)
+    kept.intake.accept(A, body(1, 60.0), 0.01)
+    threads = kept.family("kata_shim_threads")
+    kept.intake.local((local(A.id, cpu_s=1000.0),))
+    assert kept.family("kata_shim_threads") == threads
+    assert "1000" not in kept.family("container_cpu_usage_seconds_total").rsplit(" ", 1)[1]
+    kept.intake.hand_over("nobody")
+
+
 def test_strictly_the_shims_answer_is_kept_as_it_is(sim_world: SimWorld) -> None:
     for strict in (False, True):
         kept = Kept(sim_world, strict_compat=strict)

@@ -224,6 +224,7 @@ class PulseAgent:
         return Pusher(self._world, self._settings, self.store, own=own, logger=self._logger)
 
     def _found(self, target: Target) -> None:
+        self._intake.hand_over(target.id)
         self.store.add(target)
         pod = next((pods[target.id] for pods in self._pods.values() if target.id in pods), None)
         if pod is not None:

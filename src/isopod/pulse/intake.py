@@ -138,6 +138,12 @@ class Intake:
             taken = self._policy.take(identifier, container.pod, {}, containers=containers_families, before={}, now_s=at_s)
             self._store.replace(identifier, {}, containers=taken.containers, dropped=taken.dropped)
 
+    def hand_over(self, identifier: str) -> None:
+        """Let go of a machine that a node told of before its shim was found: from now on the shim is asked."""
+        if self._local.pop(identifier, None) is not None:
+            self.forget(identifier)
+            self._store.remove(identifier)
+
     # --- inside -------------------------------------------------------------------------------------------------------
 
     def _again(self, entry: Entry, took_s: float) -> None:
