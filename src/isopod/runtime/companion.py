@@ -5,14 +5,14 @@ that reads one message, answers with an `Outcome`, and ends when it reads `STOP`
 """
 
 import asyncio
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
 
 import msgspec
 
 from isopod.runtime.logger import Logger
 from isopod.world.errors import IsopodError, UnavailableError, from_code, from_os_error
-from isopod.world.shards import Part, ShardProcess
+from isopod.world.shards import Link, Part, ShardProcess
 from isopod.world.world import World
 
 START_S: Final = 20.0
@@ -149,3 +149,46 @@ class Companion:
             except IsopodError as error:
                 pause_s = min(PAUSE_MAX_S, pause_s * 2)
                 self._logger.error(f"{self._word}.not_started", why=error.message, again_in_s=pause_s)
+
+
+class Service(Protocol):
+    """What a companion serves with."""
+
+    async def start(self) -> str:
+        """Serve; return where. Raises IsopodError."""
+
+    async def stop(self) -> None:
+        """Serve no more; may be called after a failed start."""
+
+
+async def attend(link: Link, make: Callable[[bytes], Service]) -> None:
+    """Be a companion: read the message, serve, and answer with where or why not, until told to stop or the parent is gone.
+
+    Args:
+        link: To the parent.
+        make: Makes of the message what serves.
+    """
+    told: asyncio.Queue[bytes] = asyncio.Queue()
+
+    def on_message(message: bytes, parts: Sequence[Part]) -> None:
+        for part in parts:
+            part.close()
+        told.put_nowait(message)
+
+    link.start(on_message, lambda: told.put_nowait(STOP))
+    message = await told.get()
+    if message == STOP:
+        return
+    service = make(message)
+    try:
+        try:
+            address = await service.start()
+        except IsopodError as error:
+            link.send(msgspec.json.encode(Outcome(code=error.code, message=error.message, hint=error.hint)))
+            await told.get()  # the parent has read it
+            return
+        link.send(msgspec.json.encode(Outcome(address=address)))
+        while await told.get() != STOP:
+            pass
+    finally:
+        await service.stop()

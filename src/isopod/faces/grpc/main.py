@@ -5,7 +5,7 @@ The node sends the settings, and later "stop"; the face answers the settings onc
 
 import asyncio
 import traceback
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import msgspec
@@ -21,10 +21,10 @@ from isopod.faces.grpc.schema import load_schema
 from isopod.faces.grpc.server import GrpcServer, Handlers
 from isopod.faces.grpc.settings import FaceSettings, check_listen
 from isopod.faces.grpc.tasks import TaskCalls
-from isopod.runtime.companion import STOP, Outcome
+from isopod.runtime.companion import attend
 from isopod.runtime.logger import Logger
 from isopod.world.errors import IsopodError
-from isopod.world.shards import Link, Part
+from isopod.world.shards import Link
 from isopod.world.world import World
 
 GRACE_S: Final = 1.0
@@ -37,33 +37,14 @@ RAFT: Final = "blixard.raft.RaftConsensusService"
 
 async def serve(world: World, link: Link) -> None:
     """Be the face's process: an `Entry` of `isopod.world.shards`."""
-    told: asyncio.Queue[bytes] = asyncio.Queue()
 
-    def on_message(message: bytes, parts: Sequence[Part]) -> None:
-        for part in parts:
-            part.close()
-        told.put_nowait(message)
+    def make(message: bytes) -> Face:
+        settings = msgspec.json.decode(message, type=FaceSettings)
+        logger = Logger(link.write_log, world.clock).bind(part="grpc")
+        logger.set_level(settings.log_level)  # type: ignore[arg-type]  # the node's configuration has checked it
+        return Face(world, settings, logger)
 
-    link.start(on_message, lambda: told.put_nowait(STOP))
-    message = await told.get()
-    if message == STOP:
-        return
-    settings = msgspec.json.decode(message, type=FaceSettings)
-    logger = Logger(link.write_log, world.clock).bind(part="grpc")
-    logger.set_level(settings.log_level)  # type: ignore[arg-type]  # the node's configuration has checked it
-    face = Face(world, settings, logger)
-    try:
-        try:
-            address = await face.start()
-        except IsopodError as error:
-            link.send(msgspec.json.encode(Outcome(code=error.code, message=error.message, hint=error.hint)))
-            await told.get()  # the node has read it
-            return
-        link.send(msgspec.json.encode(Outcome(address=address)))
-        while await told.get() != STOP:
-            pass
-    finally:
-        await face.stop()
+    await attend(link, make)
 
 
 class Face:
