@@ -74,7 +74,7 @@ def test_every_flag_is_in_the_help_with_the_default_that_holds() -> None:
         (["--listen-address", "8090"], "want HOST:PORT"),
         (["--listen-address", "localhost:99999"], "want HOST:PORT"),
         (["serve"], "unknown"),
-        (["--runtime-endpoint", "tcp://1.2.3.4:5"], "want an absolute path"),
+        (["--runtime-endpoint", "tcp://1.2.3.4:5"], "tcp is not spoken"),
         (["--runtime-endpoint", ""], "want an absolute path"),
         (["--view", "everything"], "view"),
         (["--strict-compat=maybe"], "want true or false"),

@@ -324,4 +324,4 @@ async def open_by_grpc(world: World, path: str) -> Runtime:
     return await cri_client.open_runtime(world.disk, path)
 
 
-_HINT: Final = "for example unix:///run/containerd/containerd.sock"
+_HINT: Final = "for example unix:///run/containerd/containerd.sock; none for no runtime"

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from isopod.pulse.cri import socket_path
 from isopod.pulse.settings import PulseSettings
 from isopod.world.errors import InvalidArgument
 
@@ -148,7 +149,7 @@ def _value(flag: Flag, text: str, source: str) -> Any:
             raise InvalidArgument(source, text, "want true or false")
         return text.lower() in _TRUE
     if flag.field == "runtime_endpoint":
-        return endpoint(text, source)
+        return endpoint(text)
     return text
 
 
@@ -162,7 +163,7 @@ def _seconds(text: str, source: str) -> float:
     return value
 
 
-def endpoint(text: str, source: str) -> str:
+def endpoint(text: str) -> str:
     """Return the path of a runtime's socket: unix:///run/x.sock and /run/x.sock mean the same; "none" is no runtime.
 
     Raises:
@@ -170,9 +171,4 @@ def endpoint(text: str, source: str) -> str:
     """
     if text == "none":
         return ""
-    path = text.removeprefix("unix://") if text.startswith("unix://") else text.removeprefix("unix:")
-    if not path.startswith("/") or "\0" in path:
-        raise InvalidArgument(
-            source, text, "want an absolute path, with unix:// before it or without", "without a runtime: --runtime-endpoint none"
-        )
-    return path
+    return socket_path(text)
