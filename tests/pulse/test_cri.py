@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from isopod.runtime.logger import Logger
 from isopod.world.errors import BadRecord, InvalidArgument, ToolMissing
 from isopod.world.world import World
 from tests.pulse.fake_cri import Cri, GrpcCri, MemoryCri, Refused
+from tests.pulse.sources import Running
 
 ROOT = Path(__file__).parents[2]
 PACE = Pace(soon_s=0.02, refresh_s=0.2, call_s=10.0, look_s=0.1, retry_first_s=0.05, retry_max_s=0.2)
@@ -41,7 +42,7 @@ DB = PodRow("sandbox-2", "uid-2", "db", "shop")
 NGINX = ContainerRow("c1", "sandbox-1", "nginx", "docker.io/library/nginx:1.27")
 
 
-class Watched:
+class Watched(Running):
     """A source, what it told and what it logged."""
 
     def __init__(self, world: World, cri: Cri, pace: Pace = PACE, **told: Any) -> None:
@@ -51,27 +52,12 @@ class Watched:
         logger = Logger(self.log.append, world.clock, level="debug")
         told.setdefault("open_runtime", cri.open)
         told.setdefault("on_pods", self.rounds.append)
-        self.source = CriSource(world, cri.path, logger=logger, pace=pace, **told)
+        self.source: CriSource = CriSource(world, cri.path, logger=logger, pace=pace, **told)
 
     @property
     def pods(self) -> dict[str, Pod]:
         """What was told last."""
         return self.rounds[-1] if self.rounds else {}
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        task = asyncio.get_running_loop().create_task(self.source.run())
-        try:
-            yield
-            assert not task.done(), task
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-    async def until(self, condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(LIMIT_S):
-            while not condition():
-                await asyncio.sleep(0.01)  # what a source tells gives no event; the limit bounds the asking
 
     async def rounds_more(self, n: int) -> None:
         """Wait for so many rounds, wholly begun after now."""

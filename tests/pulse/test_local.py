@@ -1,7 +1,7 @@
 """LocalSource: an isopod node's containers and machines, as pods and figures, whatever becomes of the node."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from isopod.world.sim import SimWorld
 from isopod.world.world import World
 from tests.node.rig import IMAGE, Rig
 from tests.node.vms import sim_rig
+from tests.pulse.sources import Running
 
 LIMIT_S = 60.0
 RECORD = m.Container(
@@ -44,7 +45,7 @@ RECORD = m.Container(
 )
 
 
-class Watched:
+class Watched(Running):
     """A source, what it told and what it logged."""
 
     def __init__(self, world: World, socket: str, **told: Any) -> None:
@@ -52,22 +53,7 @@ class Watched:
         self.figures: list[tuple[LocalContainer, ...]] = []
         self.log: list[bytes] = []
         told = {"on_pods": self.pods.append, "on_containers": self.figures.append, "interval_s": 0.3, "call_s": 20.0, **told}
-        self.source = LocalSource(world, socket, logger=Logger(self.log.append, world.clock, level="debug"), **told)
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        task = asyncio.get_running_loop().create_task(self.source.run())
-        try:
-            yield
-            assert not task.done(), task
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-    async def until(self, condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(LIMIT_S):
-            while not condition():
-                await asyncio.sleep(0.01)  # what a source tells gives no event; the limit bounds the asking
+        self.source: LocalSource = LocalSource(world, socket, logger=Logger(self.log.append, world.clock, level="debug"), **told)
 
     def names(self) -> list[str]:
         """Return what runs, as it was told last."""
