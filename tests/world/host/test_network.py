@@ -235,3 +235,18 @@ async def first_sight(world: World, folder: str, modes: list[tuple[int, int]]) -
                 found = os.stat(f"{folder}/s")
                 modes.append((stat.S_IMODE(found.st_mode), found.st_gid))
                 return
+
+
+async def test_small_writes_are_sent_at_once_on_every_loop(host_world: World) -> None:
+    """Else the last few bytes of an answer wait 40 ms for the reader's acknowledgement."""
+    ours, theirs = Recorder(), Recorder()
+    listener = await host_world.network.listen(TcpAddress("127.0.0.1", 0), lambda: theirs)
+    assert isinstance(listener.address, TcpAddress)
+    await host_world.network.connect(listener.address, lambda: ours)
+    while theirs.transport is None:
+        await theirs.changed.wait()
+    for recorder in (ours, theirs):
+        assert recorder.transport is not None
+        assert recorder.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+        recorder.transport.abort()
+    await listener.close()

@@ -11,7 +11,7 @@ from isopod.world.network import ProtocolFactory, TcpOptions
 
 def bind_tcp(place: Place, backlog: int, options: TcpOptions | None) -> socket.socket:
     """Return a listening socket: one listener, one port. What is set on it here the connections it accepts inherit."""
-    sock = socket.socket(place.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    sock = socket.socket(place.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, socket.IPPROTO_TCP)  # asyncio looks at it
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if options is not None:
@@ -30,7 +30,7 @@ async def connect_tcp(places: Sequence[Place], options: TcpOptions | None) -> so
     loop = asyncio.get_running_loop()
     failure: OSError | None = None
     for family, where in places:
-        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, socket.IPPROTO_TCP)
         try:
             if options is not None:
                 _apply(sock, options)
