@@ -79,7 +79,8 @@ async def _serve(world: World, loaded: Loaded[NodeConfig], logger: Logger, *, fl
     kind, why = loop_facts() if config.event_loop == "uvloop" else (config.event_loop, "asked for")
     # Beside the interpreter's packages. (Its prefix would be the distribution's: a launcher with -S looks at no virtual environment.)
     guest = f"{sys.executable.rpartition('/bin/')[0]}/share/isopod/guest"
-    facts = NodeFacts(started_at_ns=world.clock.now_ns(), event_loop=f"{kind} ({why})", core=__version__, guest=guest)
+    origins = {key: str(origin) for key, origin in loaded.origins.items()}
+    facts = NodeFacts(started_at_ns=world.clock.now_ns(), event_loop=f"{kind} ({why})", core=__version__, guest=guest, origins=origins)
     node = Node(world, config, logger, facts)
     try:
         await node.start(socket_gid=daemon.group_id(config.socket_group))

@@ -152,7 +152,7 @@ class Node:
         if self._cluster is not None:
             self._register("cluster", ShutdownPhase.STOP_TIMERS, self._cluster.stop)
             await self._cluster.start()
-        for face in await open_faces(self._world, config, self._logger):
+        for face in await open_faces(self._world, config, self._logger, origins=self._facts.origins):
             self._register(face.name, ShutdownPhase.STOP_ACCEPTING, face.stop)
         self._logger.info("node.ready", socket=paths["socket"], pid=self._world.processes.own_pid())
 

@@ -4,7 +4,7 @@ A node without an engine (`--role control`) says so by name to whoever asks it a
 """
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple, NoReturn
 
 import msgspec
@@ -34,6 +34,8 @@ class NodeFacts(NamedTuple):
     core: str
     guest: str = "/usr/share/isopod/guest"
     """Where the files of guests are installed, unless the configuration says otherwise."""
+    origins: Mapping[str, str] = {}
+    """Where settings were said that are no defaults, by key: "environment ISOPOD_LOG_LEVEL"."""
 
 
 class SystemServices:

@@ -70,6 +70,13 @@ class ProcessFigures(NamedTuple):
     read_bytes: int
     """From disks, as `written_bytes` to them."""
     written_bytes: int
+    n_fds_max: int = 0
+    """So many may be open."""
+    virtual_bytes_max: int = 0
+    """2**64 - 1 for no limit."""
+    ip_received_bytes: int = 0
+    """By its network namespace, as `ip_sent_bytes`."""
+    ip_sent_bytes: int = 0
 
 
 class InterfaceFigures(NamedTuple):

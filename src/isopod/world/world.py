@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from isopod.world.clock import Clock, Random
+from isopod.world.compute import Compute
 from isopod.world.disk import Disk
 from isopod.world.failpoints import Failpoints
 from isopod.world.kernel import Kernel
@@ -30,5 +31,6 @@ class World:
     kernel: Kernel
     pages: Pages
     shards: Shards
+    compute: Compute
     failpoints: Failpoints
     close: Callable[[], None] = _nothing

@@ -4,6 +4,7 @@ Every file may be missing (another kernel, a hidden /proc): what it would have s
 """
 
 import os
+import resource
 from collections.abc import Mapping
 from typing import Final
 
@@ -20,6 +21,7 @@ def process_figures() -> ProcessFigures:
     times = os.times()
     status = parse_fields(_read("/proc/self/status"))
     io = parse_fields(_read("/proc/self/io"))
+    ip = parse_table(_read("/proc/self/net/netstat"), "IpExt")
     stat = _read("/proc/self/stat").rpartition(")")[2].split()
     return ProcessFigures(
         cpu_user_s=times.user,
@@ -35,6 +37,10 @@ def process_figures() -> ProcessFigures:
         n_page_faults_major=int(stat[9]) if len(stat) > 9 else 0,
         read_bytes=io.get("read_bytes", 0),
         written_bytes=io.get("write_bytes", 0),
+        n_fds_max=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        virtual_bytes_max=resource.getrlimit(resource.RLIMIT_AS)[0] % 2**64,  # RLIM_INFINITY is -1
+        ip_received_bytes=ip.get("InOctets", 0),
+        ip_sent_bytes=ip.get("OutOctets", 0),
     )
 
 
@@ -68,6 +74,14 @@ def parse_fields(text: str) -> dict[str, int]:
         if words and words[0].isdigit():
             found[name.strip()] = int(words[0])
     return found
+
+
+def parse_table(text: str, name: str) -> dict[str, int]:
+    """Return a row of a file that has a line of names and then one of numbers for each, both beginning with "NAME: "."""
+    rows = [line.partition(": ")[2].split() for line in text.splitlines() if line.startswith(f"{name}: ")]
+    if len(rows) != 2:
+        return {}
+    return {word: int(number) for word, number in zip(*rows, strict=False) if number.isdigit()}
 
 
 def parse_cpu(text: str, ticks_per_s: int) -> dict[str, float]:

@@ -13,6 +13,7 @@ import sys
 from importlib import import_module
 from typing import Final
 
+from isopod.world.host.daemon import keep_much
 from isopod.world.host.loop import LoopKind, new_loop
 from isopod.world.host.shards_link import HostLink
 from isopod.world.host.world import make_host_world
@@ -38,6 +39,7 @@ def main(arguments: tuple[str, int, int, int, LoopKind]) -> None:
         return
     if cpu >= 0:
         os.sched_setaffinity(0, [cpu])
+    keep_much()
     loop = new_loop(kind)
     asyncio.set_event_loop(loop)
     try:

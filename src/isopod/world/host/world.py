@@ -4,6 +4,7 @@ import os
 
 from isopod.world.failpoints import ENVIRONMENT_NAME, Failpoints
 from isopod.world.host.clock import HostClock, HostRandom
+from isopod.world.host.compute import HostCompute
 from isopod.world.host.disk import FileIoChoice, HostDisk
 from isopod.world.host.kernel import HostKernel
 from isopod.world.host.network import HostNetwork
@@ -47,6 +48,7 @@ def make_host_world(*, file_io: FileIoChoice = "auto") -> World:
         kernel=kernel,
         pages=HostPages(),
         shards=HostShards(),
+        compute=HostCompute(workers),
         failpoints=failpoints,
         close=close,
     )

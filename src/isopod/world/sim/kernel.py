@@ -385,6 +385,8 @@ class SimKernel:
             n_page_faults_major=0,
             read_bytes=1 << 20,
             written_bytes=int(now_s) << 10,
+            n_fds_max=1024,
+            virtual_bytes_max=2**64 - 1,
         )
 
     async def machine_figures(self) -> MachineFigures:

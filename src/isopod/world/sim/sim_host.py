@@ -17,6 +17,7 @@ from collections.abc import Coroutine
 from typing import Any, Generic, TypeVar
 
 from isopod.world.failpoints import Failpoints
+from isopod.world.sim.compute import SimCompute
 from isopod.world.sim.fabric import Station
 from isopod.world.sim.loop import SimLoop
 from isopod.world.sim.machine import Machine
@@ -125,6 +126,7 @@ class SimHost:
             kernel=self.kernel,
             pages=self.pages,
             shards=self.shards,
+            compute=SimCompute(),
             failpoints=self.failpoints,
         )
         self.shards.bind(self.world)
