@@ -19,7 +19,7 @@ ifdef JOBS
 export CARGO_BUILD_JOBS := $(JOBS)
 endif
 
-.PHONY: help setup setup-tests setup-vm core run stop test test-unit test-host test-rust test-v2 test-simulation test-failpoints test-all test-ci test-stress test-verbose lint format rows docs bench-run bench-runtime bench-journal bench-raft bench-microvm bench-pulse soak-runtime validate clean
+.PHONY: help setup setup-tests setup-vm core run stop test test-unit test-host test-rust test-v2 test-simulation test-failpoints test-all test-ci test-stress test-verbose lint format rows docs bench-run bench-runtime bench-journal bench-raft bench-microvm bench-pulse test-images soak-runtime validate clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ test-rust: setup ## Run the own tests of the Rust crates
 test-v2: setup ## Run a part of them in a virtual machine with cgroup v2 only (fetches QEMU and a kernel; takes minutes)
 	@scripts/vm.sh
 	@$(PYTEST) tests/vm -m vm $(ARGS)
+
+test-images: setup-tests ## Build both images of the metrics agent with podman on a base from debootstrap, run them (takes minutes)
+	@ISOPOD_IMAGES=1 $(PYTEST) tests/pulse/test_images_built.py $(ARGS)
 
 test-simulation: setup ## Run the simulation's suite: scenarios under faults, determinism, deliberate mutations
 	@$(PYTHON) -m scripts.suites simulation $(SUITE) -- $(ARGS)

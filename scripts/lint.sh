@@ -29,7 +29,7 @@ check_rust() {
 
 check_shell() {
     local script
-    for script in scripts/*.sh .ci/run; do bash -n "$script" || return 1; done
+    for script in scripts/*.sh deploy/pulse/*.sh .ci/run; do bash -n "$script" || return 1; done
 }
 
 check "format" ruff format --check --quiet .

@@ -1,4 +1,4 @@
 #!/bin/bash
-# Builds the image that logs everything; see build-docker.sh.
+# Builds the image that logs everything and has a shell; see build-docker.sh.
 set -euo pipefail
-TARGET=debug IMAGE="${IMAGE:-isopod/pulse:debug}" exec "$(dirname "$0")/build-docker.sh"
+TARGET=debug IMAGE="${IMAGE:-isopod/pulse:debug}" exec "$(dirname "$0")/build-docker.sh" "$@"
