@@ -1,11 +1,11 @@
 """`make bench-pulse`: the metrics agent with a thousand sandboxes beside a peer that works as kata-monitor does, on this machine, now.
 
-    python -m benchmarks.pulse [--quick] [--only WORD]
+    python -m benchmarks.pulse [--quick] [--only WORD] [--kata-monitor PATH]
 
 The shims are fake ones (`benchmarks.pulse_shims`) that answer what Kata's shims do: 429 samples each, some of them others at each time.
 The scrapes are read by a program in Go (`pulse_reader`) that neither unpacks nor parses. kata-monitor itself is not to be had from Go's
 module proxy, so the peer (`pulse_peer`) has its shape: it asks all shims at each scrape, and parses, labels and encodes with Prometheus'
-own expfmt.
+own expfmt. A kata-monitor that was built elsewhere is one more peer: as root, for its two roots are fixed, and mounted for it alone.
 
 Rows beside the peer: whole scrapes plain and packed, one sandbox, three families, memory after them. Rows beside a bound: what was promised
 of the agent alone, "at most"; a ratio up to 1 keeps the promise. A scrape that is packed is the second of its kind: the first packs what
@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final, Self
 from urllib.parse import quote
@@ -39,6 +40,14 @@ READER: Final = PROJECT / "build" / "pulse_reader" / "pulse-reader"
 PEER: Final = PROJECT / "build" / "pulse_peer" / "pulse-peer"
 SHIMS: Final = (sys.executable, "-m", "benchmarks.pulse_shims")
 PEER_NAME: Final = "expfmt, as kata-monitor"
+MONITOR_NAME: Final = "kata-monitor"
+MOUNT: Final = """
+set -e
+mount -t tmpfs tmpfs /run
+mkdir -p /run/vc/sbs
+mount --bind "$1" /run/vc/sbs
+exec "$2" -listen-address "$3" -runtime-endpoint "$4" -log-level error
+"""
 BOUND_NAME: Final = "at most"
 SOCKET_NAME: Final = "shim-monitor.sock"
 N_SANDBOXES: Final = 1000
@@ -139,9 +148,10 @@ class Stand:
     Args:
         folder: A short path: the shims' sockets stand below it.
         n_sandboxes: How many.
+        monitor: A kata-monitor's path, "" for none.
     """
 
-    def __init__(self, folder: Path, n_sandboxes: int) -> None:
+    def __init__(self, folder: Path, n_sandboxes: int, monitor: str = "") -> None:
         self.folder = folder
         self.n_sandboxes = n_sandboxes
         self.rust_root = folder / "r"
@@ -150,7 +160,8 @@ class Stand:
         self._ports: dict[str, int] = {}
         self._open = contextlib.ExitStack()
         self.agent: Process = None  # type: ignore[assignment]  # from `__enter__` on
-        self.peer: Process | None = None
+        self.peers: dict[str, Process] = {}
+        self._monitor = monitor
 
     def __enter__(self) -> Self:
         try:
@@ -162,7 +173,9 @@ class Stand:
             self.agent = self._open.enter_context(self.start_agent("agent", self._go_root, self.rust_root, cri=True))
             # Described as well as collected: the namespace is known.
             self.wait_lines(self.n_sandboxes, lambda lines: sum('cri_namespace="team-' in line for line in lines))
-            self._start_peer()
+            self._start_peer(PEER_NAME, lambda address: [str(PEER), address, str(self._go_root)], lambda: True)
+            if self._monitor:
+                self._start_peer(MONITOR_NAME, self._monitors_argv, lambda: self._is_described(MONITOR_NAME))
         except BaseException:
             self._open.close()
             raise
@@ -220,26 +233,34 @@ class Stand:
 
     def wait_lines(self, n: int, count: Callable[[list[str]], int] = len) -> None:
         """Return when the agent shows the figures of so many sandboxes."""
-
-        def holds() -> bool:
-            text = self.get("agent", "/metrics?filter_family=kata_agent_threads")
-            return count([line for line in text.splitlines() if line.startswith("kata_agent_threads{")]) >= n
-
-        self.agent.wait_for(holds)
+        self.agent.wait_for(lambda: count(self._lines("agent")) >= n)
 
     def one(self) -> str:
         """Return the id of a sandbox."""
         identifier: str = json.loads(self._pods.read_bytes())[0]["id"]
         return identifier
 
-    def _start_peer(self) -> None:
-        port = self._ports["peer"] = free_port()
+    def _lines(self, name: str) -> list[str]:
+        text = self.get(name, "/metrics?filter_family=kata_agent_threads")
+        return [line for line in text.splitlines() if line.startswith("kata_agent_threads{")]
+
+    def _start_peer(self, name: str, argv: Callable[[str], list[str]], is_ready: Callable[[], bool]) -> None:
+        port = self._ports[name] = free_port()
         try:
-            self.peer = self._open.enter_context(Process([str(PEER), f"127.0.0.1:{port}", str(self._go_root)], self.folder / "peer.log"))
-            self.peer.wait_for(lambda: self.answers("peer"))
+            peer = self._open.enter_context(Process(argv(f"127.0.0.1:{port}"), self.folder / f"{port}.log"))
+            peer.wait_for(lambda: self.answers(name) and is_ready())
+            self.peers[name] = peer
         except (CommandFailed, OSError) as error:
-            print(f"{PEER_NAME}: not measured because {error}", file=sys.stderr)
-            self.peer = None
+            print(f"{name}: not measured because {error}", file=sys.stderr)
+
+    def _monitors_argv(self, address: str) -> list[str]:
+        mounted = ["unshare", "--mount", "--propagation", "private", "sh", "-c", MOUNT, "sh", str(self._go_root)]
+        return [*mounted, self._monitor, address, str(self.folder / "cri.sock")]
+
+    def _is_described(self, name: str) -> bool:
+        """Return whether a peer knows whose the sandboxes are that it shows; on a busy machine it leaves out those it had to wait for."""
+        lines = self._lines(name)
+        return bool(lines) and all('cri_namespace="team-' in line for line in lines)
 
 
 def rows(stand: Stand, *, quick: bool) -> Iterator[Row]:
@@ -256,13 +277,13 @@ def rows(stand: Stand, *, quick: bool) -> Iterator[Row]:
         ("one selector", f"/metrics?match[]={SELECTOR}", "", ("identity",)),
     ):
         for coding in codings:
-            has_peer = stand.peer is not None and peers_path and coding != "zstd" and (coding == "identity" or "sandbox=" not in path)
+            has_peer = peers_path and coding != "zstd" and (coding == "identity" or "sandbox=" not in path)
             yield _scraped(stand, f"{what}, {coding}", coding, path=path, peers_path=peers_path if has_peer else "", n_runs=n_runs)
     yield Row(
         "first byte of all, identity", "ms", _beside(lambda: statistics.median(stand.scrape("agent", "/metrics").first_ms), 20), n_runs
     )
-    contenders = [Contender(OURS, stand.agent.pss_mb)]
-    yield Row("memory (PSS) after all of these", "MB", contenders + ([Contender(PEER_NAME, stand.peer.pss_mb)] if stand.peer else []), 1)
+    contenders = [Contender(OURS, stand.agent.pss_mb), *(Contender(name, peer.pss_mb) for name, peer in stand.peers.items())]
+    yield Row("memory (PSS) after all of these", "MB", contenders, 1)
     yield Row("memory (PSS) after all of these", "MB", _beside(stand.agent.pss_mb, 300), 1)
     yield Row("memory added while all is streamed", "MB", _beside(lambda: _added(stand), 8), n_runs)
     yield Row("the same, packed as gzip and zstd as it comes", "s", [Contender(OURS, lambda: _refresh(stand))], n_refreshes)
@@ -282,6 +303,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="bench-pulse", description="isopod's metrics agent beside one of kata-monitor's shape")
     parser.add_argument("--quick", action="store_true", help="100 sandboxes and fewer runs: to see that it works")
     parser.add_argument("--only", default="", metavar="WORD", help="only rows whose name holds the word")
+    parser.add_argument("--kata-monitor", default="", metavar="PATH", help="a kata-monitor, as one more peer; wants root")
     arguments = parser.parse_args(argv)
     problems = [problem for problem in (_build(READER, "pulse_reader"), _build(PEER, "pulse_peer")) if problem]
     for problem in problems:
@@ -290,7 +312,7 @@ def main(argv: Sequence[str]) -> int:
         return 1
     folder = Path(tempfile.mkdtemp(prefix="p", dir="/tmp"))
     try:
-        with Stand(folder, 100 if arguments.quick else N_SANDBOXES) as stand:
+        with Stand(folder, 100 if arguments.quick else N_SANDBOXES, arguments.kata_monitor) as stand:
             results = measure(row for row in rows(stand, quick=arguments.quick) if arguments.only in row.name)
     except (CommandFailed, OSError) as error:
         print(f"{OURS}: not measured because {error}", file=sys.stderr)
@@ -323,7 +345,7 @@ def _scraped(stand: Stand, name: str, coding: str, *, path: str, peers_path: str
         stand.scrape("agent", path, coding)
     contenders = [Contender(OURS, ours)]
     if peers_path:
-        contenders.append(Contender(PEER_NAME, lambda: sample("peer", peers_path)))
+        contenders += [Contender(name, partial(sample, name, peers_path)) for name in stand.peers]
     return Row(name, "ms", contenders, n_runs)
 
 

@@ -1,5 +1,6 @@
 """`isopod top`: tables into pipes, a drawn view on a terminal, agents that fail. The agent is scripted."""
 
+import base64
 import json
 import os
 import signal
@@ -135,6 +136,43 @@ def test_over_tcp_chunked_and_with_a_token(folder: str) -> None:
     assert b"\r\nAuthorization: Bearer secret\r\n" in serving.asked[0]
 
 
+@pytest.mark.row("T21")
+def test_with_a_password_from_a_file(folder: str) -> None:
+    pair = Path(folder, "pair")
+    pair.write_bytes("anna:open: sesame \u00e9\r\na second line\n".encode())
+    with agent(folder, answer(as_json(ROWS))) as serving:
+        ended = isopod("top", "--once", "--basic-file", str(pair), "--address", serving.address)
+    assert (ended.returncode, names(ended.stdout)) == (0, ["busy", "talks", "quiet"])
+    (said,) = [line for line in serving.asked[0].split(b"\r\n") if line.startswith(b"Authorization: Basic ")]
+    assert base64.b64decode(said.split()[-1]).decode() == "anna:open: sesame \u00e9"
+
+
+@pytest.mark.row("T21")
+@pytest.mark.parametrize(
+    ("flag", "content", "why"),
+    [
+        ("--basic-file", b"anna\n", "want USER:PASSWORD"),
+        ("--basic-file", b":sesame\n", "want USER:PASSWORD"),
+        ("--basic-file", b"", "want USER:PASSWORD"),
+        ("--token-file", b"\n", "no token"),
+        ("--token-file", b"caf\xc3\xa9\n", "no token"),
+    ],
+)
+def test_a_file_that_does_not_say_who_asks_is_refused(folder: str, flag: str, content: bytes, why: str) -> None:
+    path = Path(folder, "who")
+    path.write_bytes(content)
+    ended = isopod("top", "--once", flag, str(path))
+    assert (ended.returncode, why in lines(ended.stderr)[0]) == (2, True)
+    assert "sesame" not in "".join(lines(ended.stderr)), "what it holds is not told"
+
+
+def test_a_token_and_a_password_do_not_go_together(folder: str) -> None:
+    path = Path(folder, "who")
+    path.write_bytes(b"anna:sesame\n")
+    ended = isopod("top", "--once", "--basic-file", str(path), "--token-file", str(path))
+    assert (ended.returncode, "do not go together" in lines(ended.stderr)[0]) == (2, True)
+
+
 def test_json_is_handed_on_as_it_came(folder: str) -> None:
     body = as_json(ROWS)
     with agent(folder, answer(body, fields="Connection: close")) as serving:
@@ -165,7 +203,8 @@ FAILURES: Final = {
     "lengths": (answer(b"{}", fields="Content-Length: x"), 3, "a length that is none", ""),
     "chunks": (answer(b"zz\r\n", fields="Transfer-Encoding: chunked"), 3, "chunked, but not well", ""),
     "missing": (answer(b"no such page\n", status="404 Not Found"), 3, "status 404: no such page", "--address"),
-    "refused": (answer(b"no", status="401 Unauthorized"), 1, "wants a token", "--token-file"),
+    "refused": (answer(b"no", status="401 Unauthorized"), 1, "wants to know who asks", "--basic-file"),
+    "busy": (answer(b"no", status="429 Too Many Requests"), 4, "checks too many passwords", "try again"),
     "nonsense": (answer(b"[1]"), 3, "what it says at /top is no table of sandboxes", ""),
     "rows": (answer(b'{"sandboxes":[3]}'), 3, "what it says at /top is no table of sandboxes", ""),
 }

@@ -67,7 +67,7 @@ def test_a_token_is_not_shown() -> None:
     for form in ("table", "json", "toml"):
         assert "a-secret" not in show(loaded.config, loaded.origins, form=form, with_origin=True)
     lines = show(load_node().config, {}, form="toml").splitlines()
-    assert [line for line in lines if "token" in line] == ['token_file = ""'], "only where one lies, of [pulse]"
+    assert [line for line in lines if "token" in line] == ['token_file = ""', 'push_token_file = ""'], "only where they lie, of [pulse]"
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,11 @@ async def test_a_scrape_of_the_nodes_agent_shows_its_containers(rig: Rig) -> Non
         assert 'pod="web"' in line
         assert 'namespace="isopod"' in line
         assert made.id in await scraped(rig, "/sandboxes", made.id)
+        config = await scraped(rig, "/config", "node_socket")
+        assert f'node_socket: "{rig.config.paths["socket"]}"' in config
+        if isinstance(rig.backend, HostBackend):
+            assert "# the node's flag --pulse-listen\n" in config
+            assert "interval_s: 0.5  # the node's environment ISOPOD_PULSE_INTERVAL_S\n" in config
         await rig.remove("web", force=True)
         async with asyncio.timeout(LIMIT_S):
             while made.id in await scraped(rig, "/metrics", "kata_monitor_running_shim_count"):

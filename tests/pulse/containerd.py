@@ -17,6 +17,7 @@ import signal
 import subprocess
 import tarfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -160,13 +161,13 @@ class Containerd:
         reply = await self.call("RunPodSandbox", config=config, runtime_handler=handler)
         return str(reply.pod_sandbox_id), config
 
-    async def run_container(self, pod: tuple[str, dict[str, Any]], name: str) -> str:
+    async def run_container(self, pod: tuple[str, dict[str, Any]], name: str, command: Sequence[str] = (BUSYBOX, "sleep", "600")) -> str:
         """Start a container in a pod; return its id."""
         identifier, config = pod
         wanted = {
             "metadata": {"name": name},
             "image": {"image": IMAGE},
-            "command": [BUSYBOX, "sleep", "600"],
+            "command": list(command),
             "log_path": f"{name}.log",
             "linux": {"security_context": config["linux"]["security_context"]},
         }

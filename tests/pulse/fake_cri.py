@@ -14,11 +14,12 @@ import grpc.aio
 
 from isopod.pulse.cri import Api, Runtime, RuntimeFacts
 from isopod.pulse.cri_client import FILE, Messages
+from isopod.pulse.model import ContainerStats
 from isopod.pulse.pods import ContainerRow, PodRow, Wanted
 from isopod.world.errors import Disconnected, PeerError, Unsupported
 from isopod.world.world import World
 
-METHODS = ("Version", "ListPodSandbox", "ListContainers")
+METHODS = ("Version", "ListPodSandbox", "ListContainers", "ListContainerStats")
 
 
 class Refused(Exception):
@@ -38,6 +39,17 @@ class Behaviour:
         self.apis: tuple[str, ...] = ("v1", "v1alpha2")
         self.pods: list[PodRow] = []
         self.containers: list[ContainerRow] = []
+        self.stats: list[ContainerStats] = []
+        self.unknown: tuple[str, ...] = ()
+        """Methods that it does not know."""
+        self.refusals: dict[str, Refused] = {}
+        """What single methods answer instead."""
+        self.delays_s: dict[str, float] = {}
+        """How slow single methods are."""
+        self.hung_pods: tuple[str, ...] = ()
+        """Sandboxes of whose containers it does not come to know what they use: nor, before it asked them, the others'."""
+        self.failed_pods: tuple[str, ...] = ()
+        """Sandboxes that it cannot count: it refuses to tell of all if they are among those asked for."""
         self.hung: tuple[str, ...] = ()
         """Methods that never answer."""
         self.delay_s = 0.0
@@ -46,6 +58,18 @@ class Behaviour:
         """The version and the method of each call, in their order."""
         self.at_s: list[float] = []
         """When they came, in the loop's time."""
+
+    def stats_of(self, sandbox: str) -> list[ContainerStats]:
+        """Return the stats of a sandbox's containers, of all if it is ""."""
+        mine = [row.id for row in self.containers if row.pod_id == sandbox]
+        return [row for row in self.stats if not sandbox or row.id in mine]
+
+    async def count(self, sandbox: str) -> None:
+        """Hang or fail, if a shim does that is to be asked."""
+        if self.failed_pods and (not sandbox or sandbox in self.failed_pods):
+            raise Refused("UNKNOWN", "failed to decode container metrics")
+        if self.hung_pods and (not sandbox or sandbox in self.hung_pods):
+            await asyncio.Event().wait()
 
     def n(self, call: str) -> int:
         return self.calls.count(call)
@@ -56,12 +80,16 @@ class Behaviour:
         self.at_s.append(asyncio.get_running_loop().time())
         if api not in self.apis:
             raise Refused("UNIMPLEMENTED", f"unknown service runtime.{api}.RuntimeService")
+        if method in self.unknown:
+            raise Refused("UNIMPLEMENTED", f"unknown method {method}")
         if method in self.hung:
             await asyncio.Event().wait()
-        if self.delay_s:
-            await asyncio.sleep(self.delay_s)  # the slowness itself
-        if self.refusal is not None:
-            raise self.refusal
+        delay_s = self.delays_s.get(method, self.delay_s)
+        if delay_s:
+            await asyncio.sleep(delay_s)  # the slowness itself
+        refusal = self.refusals.get(method, self.refusal)
+        if refusal is not None:
+            raise refusal
 
 
 class Cri(Protocol):
@@ -111,6 +139,14 @@ class _MemoryRuntime:
     async def containers(self, api: Api) -> Sequence[ContainerRow]:
         await self._ask(api, "ListContainers")
         return list(self._cri.behaviour.containers)
+
+    async def stats(self, api: Api, sandbox: str = "") -> Sequence[ContainerStats]:
+        await self._ask(api, "ListContainerStats")
+        try:
+            await self._cri.behaviour.count(sandbox)
+        except Refused as refused:
+            raise _as_error(refused) from None
+        return self._cri.behaviour.stats_of(sandbox)
 
     async def close(self) -> None:
         pass
@@ -175,16 +211,26 @@ class GrpcCri:
                 await self.behaviour.behave(api, method)
             except Refused as refused:
                 await _abort(context, refused)
-            return self.raw[method] if method in self.raw else self.encoded(method)
+            if method in self.raw:
+                return self.raw[method]
+            if method != "ListContainerStats":
+                return self.encoded(method)
+            sandbox = str(self._messages.of(method)[0].FromString(data).filter.pod_sandbox_id)
+            try:
+                await self.behaviour.count(sandbox)
+            except Refused as refused:
+                await _abort(context, refused)
+            return self.encoded(method, sandbox)
 
         return grpc.unary_unary_rpc_method_handler(answer)
 
-    def encoded(self, method: str) -> bytes:
-        """Return what a method answers."""
+    def encoded(self, method: str, sandbox: str = "") -> bytes:
+        """Return what a method answers; about one sandbox, if it is named."""
         answers: Mapping[str, dict[str, object]] = {
             "Version": {"runtime_name": self.behaviour.facts.name.encode(), "runtime_version": self.behaviour.facts.version.encode()},
             "ListPodSandbox": {"items": [_pod(row) for row in self.behaviour.pods]},
             "ListContainers": {"containers": [_container(row) for row in self.behaviour.containers]},
+            "ListContainerStats": {"stats": [_stats(row) for row in self.behaviour.stats_of(sandbox)]},
         }
         _, reply = self._messages.of(method)
         data: bytes = reply(**answers[method]).SerializeToString()
@@ -214,4 +260,31 @@ def _container(row: ContainerRow) -> dict[str, object]:
         "metadata": {"name": row.name.encode()},
         "image": {"image": row.image.encode()},
         "image_ref": b"sha256:0",
+        "created_at": row.created_ns,
     }
+
+
+def _stats(row: ContainerStats) -> dict[str, object]:
+    """Return a message in which what is None is absent, and so is a part of which all is."""
+    memory = {
+        "working_set_bytes": row.working_set_bytes,
+        "available_bytes": row.available_bytes,
+        "usage_bytes": row.usage_bytes,
+        "rss_bytes": row.rss_bytes,
+        "page_faults": row.page_faults,
+        "major_page_faults": row.major_page_faults,
+    }
+    parts: dict[str, Mapping[str, int | None]] = {
+        "cpu": {"usage_core_nano_seconds": row.cpu_ns},
+        "memory": memory,
+        "swap": {"swap_usage_bytes": row.swap_bytes},
+        "writable_layer": {"used_bytes": row.written_bytes, "inodes_used": row.written_inodes},
+    }
+    made: dict[str, Any] = {"attributes": {"id": row.id.encode()}}
+    for name, figures in parts.items():
+        told = {field: {"value": value} for field, value in figures.items() if value is not None}
+        if told:
+            made[name] = told
+    if row.mountpoint:
+        made.setdefault("writable_layer", {})["fs_id"] = {"mountpoint": row.mountpoint.encode()}
+    return made

@@ -70,3 +70,9 @@ def promtool_complaint(text: str) -> str:
     """Return why promtool cannot read a text, "" if it can."""
     run = subprocess.run([PROMTOOL, "check", "metrics"], input=text.encode(), capture_output=True, check=False, timeout=60)
     return "" if run.returncode in {0, PROMTOOL_LINT} else run.stderr.decode()[:2000]
+
+
+def promtool_lint(text: str) -> str:
+    """Return what promtool would name otherwise, or cannot read; "" if nothing."""
+    run = subprocess.run([PROMTOOL, "check", "metrics"], input=text.encode(), capture_output=True, check=False, timeout=60)
+    return run.stderr.decode()[:2000]

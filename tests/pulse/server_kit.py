@@ -1,6 +1,7 @@
 """What the tests of the server share: a store with sandboxes in it, served on either World, and shims that answer as they are told."""
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Self
 
 from isopod.net.http.client import HttpClient
@@ -9,6 +10,7 @@ from isopod.pulse.cadvisor import cadvisor_labels
 from isopod.pulse.labels import block, kata_labels
 from isopod.pulse.model import Container, Families, Fragment, Kind, Pod, Runtime, Target
 from isopod.pulse.own import Facts
+from isopod.pulse.policy import PolicyFile
 from isopod.pulse.resource import resource
 from isopod.pulse.security import LIMITS
 from isopod.pulse.server import PulseServer
@@ -67,11 +69,21 @@ class Rig:
         facts: What the other parts say.
         client: Asks shims; None for `shims`.
         limits: Of the server.
+        policy: Its file; who uses it opens it.
+        origins: Who gave settings.
         **settings: Of the agent.
     """
 
     def __init__(
-        self, world: World, *, facts: Facts | None = None, client: ShimClient | None = None, limits: HttpLimits = LIMITS, **settings: Any
+        self,
+        world: World,
+        *,
+        facts: Facts | None = None,
+        client: ShimClient | None = None,
+        limits: HttpLimits = LIMITS,
+        policy: PolicyFile | None = None,
+        origins: Mapping[str, str] | None = None,
+        **settings: Any,
     ) -> None:
         self.world = world
         self.memo = Memo(world.clock)
@@ -80,7 +92,15 @@ class Rig:
         self.settings = PulseSettings(**({"listen": "127.0.0.1:0"} | settings))
         self.store = Store(asyncio.get_running_loop().time, container_labels=cadvisor_labels, resource=resource, epoch="test")
         self.server = PulseServer(
-            world, self.settings, self.store, client or self.shims, facts=lambda: self.facts, logger=self.memo.logger, limits=limits
+            world,
+            self.settings,
+            self.store,
+            client or self.shims,
+            facts=lambda: self.facts,
+            policy=policy,
+            origins=origins,
+            logger=self.memo.logger,
+            limits=limits,
         )
         self.client = HttpClient(world, decompresses=False)
         self.address: Address = TcpAddress("", 0)
@@ -111,7 +131,11 @@ class Rig:
         port = "" if isinstance(self.address, UnixAddress) else f":{self.address.port}"
         fields = tuple((name.replace("_", "-"), value) for name, value in headers.items())
         answer = await self.client.request(method, f"{self.scheme}://{host}{port}{path}", headers=fields, address=self.address)
-        return Answer(answer.status, {name.lower(): value for name, value in answer.headers}, await answer.read())
+        told: dict[str, str] = {}
+        for name, value in answer.headers:
+            key = name.lower()
+            told[key] = f"{told[key]}; {value}" if key in told else value
+        return Answer(answer.status, told, await answer.read())
 
     def add(self, identifier: str, runtime: Runtime = "go", pod: Pod | None = None) -> str:
         """Add a sandbox without figures; return its socket."""

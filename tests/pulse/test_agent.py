@@ -1,6 +1,7 @@
 """The whole agent on both Worlds: from folders and sockets to what a scrape shows."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -34,6 +35,11 @@ class Asking:
     async def get(self, path: str) -> tuple[int, str]:
         """Return status and body."""
         answer = await self._client.get(f"http://{self._address}{path}", timeout_s=20.0)
+        return answer.status, (await answer.read()).decode()
+
+    async def put(self, path: str) -> tuple[int, str]:
+        """Return status and body of a PUT."""
+        answer = await self._client.request("PUT", f"http://{self._address}{path}", timeout_s=20.0)
         return answer.status, (await answer.read()).decode()
 
     async def values(self, name: str, path: str = "/metrics") -> dict[str, float]:
@@ -89,6 +95,33 @@ async def test_the_second_root_is_watched_and_the_first_wins(world: World, folde
         await rust.add(B, body=b"kata_shim_threads 3\n")
         await asked.until(lambda: asked.up(A, B))
         assert await asked.values("kata_shim_threads") == {A: 1, B: 3}
+
+
+@pytest.mark.row("T4")
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("path", ["/metrics", "/metrics/cadvisor", "/top"])
+async def test_after_a_pause_a_scrape_shows_figures_of_its_own_time(world: World, folder: str, path: str) -> None:
+    async with FakeShims(world, f"{folder}/sbs") as shims, asking(world, folder, pause_after_s=120.0) as asked:
+        shim = await shims.add(A, body=lambda n_asked: b"kata_shim_threads %d\n" % n_asked)
+        await asked.until(lambda: asked.up(A))
+        await asyncio.sleep(3600)
+        assert len(shim.asked_s) <= 4
+        await asked.get(path)
+        assert asyncio.get_running_loop().time() - shim.asked_s[-1] < 1.0
+        assert await asked.values("kata_shim_threads") == {A: len(shim.asked_s)}
+
+
+@pytest.mark.row("K22")
+async def test_searching_a_fault_each_request_and_each_scrape_is_a_line(world: World, folder: str) -> None:
+    async with FakeShims(world, f"{folder}/sbs") as shims, asking(world, folder) as asked:
+        await shims.add(A)
+        await asked.until(lambda: asked.up(A))
+        await asked.get("/metrics?pod=x")
+        lines = [
+            (line["event"], line.get("outcome"), line.get("path")) for line in map(json.loads, asked.memo.lines) if line["level"] == "debug"
+        ]
+        assert ("pulse.asked", "ok", None) in lines
+        assert ("pulse.scraped", None, "/metrics") in lines
 
 
 @pytest.mark.row("K7")
@@ -158,6 +191,23 @@ async def test_a_part_that_fails_is_begun_again(world: World, folder: str) -> No
         await asyncio.gather(keeping, return_exceptions=True)
         assert asked.agent.n_failures["odd"] == 2
         assert "ZeroDivisionError" in str(asked.memo.lines)
+
+
+@pytest.mark.row("T19")
+async def test_a_policy_that_is_read_again_over_http_holds_from_the_next_round(world: World, folder: str) -> None:
+    path = f"{folder}/policy.yaml"
+    await world.disk.write(path, b"{}")
+    told: dict[str, Any] = {"policy_file": path, "enable_lifecycle": True, "interval_s": 0.2}
+    async with FakeShims(world, f"{folder}/sbs") as shims, asking(world, folder, **told) as asked:
+        shim = await shims.add(A, body=lambda n: b"kata_shim_threads 7\nkata_shim_fds %d\n" % n)
+        await asked.until(lambda: asked.up(A))
+        assert await asked.values("kata_shim_fds")
+        await world.disk.write_atomic(path, b"metric_relabel_configs: [{source_labels: [__name__], regex: kata_shim_fds, action: drop}]\n")
+        assert await asked.put("/-/reload") == (200, f"policy {path}: read\n")
+        n_asked = len(shim.asked_s)
+        await asked.until(lambda: len(shim.asked_s) >= n_asked + 3)
+        assert (await asked.values("kata_shim_fds"), await asked.values("kata_shim_threads")) == ({}, {A: 7})
+        assert "regex: kata_shim_fds" in (await asked.get("/config"))[1]
 
 
 async def test_an_address_that_is_taken_is_an_error_and_leaves_nothing(world: World, folder: str) -> None:

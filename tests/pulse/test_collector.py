@@ -17,6 +17,7 @@ from isopod.pulse.collector import (
     FIRST_RETRY_S,
     JITTER,
     SPREAD,
+    STEPS,
     SUSPECTS_PART,
     Collector,
 )
@@ -92,10 +93,10 @@ def gaps(times_s: list[float]) -> list[float]:
 
 @asynccontextmanager
 async def rigged(
-    world: World, folder: str, *, interval_s: float = INTERVAL_S, in_flight_max: int = 64, request_s: float = REQUEST_S
+    world: World, folder: str, *, interval_s: float = INTERVAL_S, in_flight_max: int = 64, request_s: float = REQUEST_S, **told: Any
 ) -> AsyncIterator[Rig]:
     """Yield a rig whose collector runs, and see that it still runs in the end and leaves nothing."""
-    settings = PulseSettings(interval_s=interval_s, in_flight_max=in_flight_max, request_s=request_s)
+    settings = PulseSettings(interval_s=interval_s, in_flight_max=in_flight_max, request_s=request_s, **told)
     async with FakeShims(world, f"{folder}/sbs") as shims:
         rig = Rig(world, shims, settings)
         running = asyncio.ensure_future(rig.collector.run())
@@ -135,7 +136,8 @@ async def test_each_sandbox_has_its_time_in_each_interval(world: World, folder: 
         for shim in added:
             assert shim.asked_s[0] - began_s < 1.0
             first, *others = gaps(shim.asked_s)
-            assert SPREAD[0] * INTERVAL_S <= first <= SPREAD[1] * INTERVAL_S + EXACT_S
+            step_s = INTERVAL_S / STEPS
+            assert SPREAD[0] * INTERVAL_S - step_s <= first <= SPREAD[1] * INTERVAL_S + step_s
             assert others == pytest.approx([INTERVAL_S] * len(others), abs=EXACT_S)
             assert 10 <= len(shim.asked_s) <= 11
         assert rig.collector.statistics().n_missed == 0
@@ -168,6 +170,9 @@ async def test_requests_are_spread_over_the_interval(world: World, folder: str) 
         assert len(slices) >= 16  # of 20; none lie in the part of the interval before the spread begins
         assert max(slices.values()) <= 100  # an even spread would be 62
         assert rig.collector.statistics().n_in_flight_peak <= 64
+        step_s = INTERVAL_S / STEPS
+        off_s = [abs(at_s - round(at_s / step_s) * step_s) for at_s, _, _ in rig.shims.requests]
+        assert max(off_s) < step_s / 4  # some together, so that each costs less
 
 
 @pytest.mark.virtual_time
@@ -376,6 +381,48 @@ async def test_a_refresh_is_out_of_turn(world: World, folder: str) -> None:
         now_s = rig.loop.time()
         await asyncio.sleep(INTERVAL_S)
         assert shim.asked_s[-2:] == pytest.approx([now_s, due_s], abs=EXACT_S)
+
+
+@pytest.mark.row("T4")
+@pytest.mark.virtual_time
+async def test_while_nobody_asks_for_figures_shims_are_left_alone(world: World, folder: str) -> None:
+    async with rigged(world, folder, pause_after_s=5 * INTERVAL_S) as rig:
+        shims = [await rig.add(f"{number}") for number in range(20)]
+        await asyncio.sleep(20 * INTERVAL_S)
+        assert all(5 <= len(shim.asked_s) <= 6 for shim in shims)
+        shims.append(await rig.add("new"))
+        await asyncio.sleep(20 * INTERVAL_S)
+        assert len(shims[-1].asked_s) == 1  # once, to have figures to show
+        rig.accepted.clear()
+        await asyncio.gather(rig.collector.attend(), rig.collector.attend())
+        assert Counter(identifier for _, identifier, _ in rig.accepted) == {each.id: 1 for each in shims}
+        await asyncio.sleep(2.5 * INTERVAL_S)
+        assert all(shim.asked_s[-1] > rig.loop.time() - INTERVAL_S - EXACT_S for shim in shims)
+
+
+@pytest.mark.row("T4")
+@pytest.mark.virtual_time
+async def test_one_that_hangs_or_goes_keeps_nobody_waiting_who_asks_again(world: World, folder: str) -> None:
+    async with rigged(world, folder, pause_after_s=INTERVAL_S) as rig:
+        hung, gone, _ = await rig.add("hung"), await rig.add("gone"), await rig.add("good")
+        await asyncio.sleep(10 * INTERVAL_S)
+        hung.behaviour = gone.behaviour = HUNG
+        began_s = rig.loop.time()
+        rig.accepted.clear()
+        waiting = asyncio.ensure_future(rig.collector.attend())
+        await asyncio.sleep(0.5)
+        assert not waiting.done()
+        rig.collector.remove("gone")
+        await waiting
+        assert rig.loop.time() - began_s == pytest.approx(REQUEST_S, abs=EXACT_S)
+        assert [identifier for _, identifier, _ in rig.accepted] == ["good"]
+        await asyncio.sleep(10 * INTERVAL_S)
+        rig.collector.remove("hung")
+        began_s = rig.loop.time()
+        await rig.collector.attend()
+        assert rig.loop.time() - began_s < EXACT_S * 5
+        rig.collector.refresh("good")
+        await rig.collector.attend()
 
 
 async def test_what_is_added_before_the_run_waits_for_it_and_a_second_run_goes_on(world: World, folder: str) -> None:

@@ -8,7 +8,7 @@ from tests.pulse.guests import CPU, POD, SANDBOX, guest
 from tests.pulse.test_cadvisor import LOCAL, figure
 from tests.pulse.test_rates import Entry
 
-BUDGET_S = 0.15e-3
+BUDGET_S = 0.1e-3
 
 
 def cores(converter: Converter, identifier: str) -> float | None:

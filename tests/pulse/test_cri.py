@@ -4,8 +4,6 @@ import asyncio
 import itertools
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isopod.pulse.cri import CriSource, Pace, Runtime, socket_path
+from isopod.pulse.cri import Pace, Runtime, socket_path
 from isopod.pulse.cri_client import FILE, Messages, load_messages
 from isopod.pulse.labels import kata_labels
 from isopod.pulse.model import Container, Pod
 from isopod.pulse.pods import VALUE_CHARS_MAX, ContainerRow, PodRow, join, wanted
-from isopod.runtime.logger import Logger
 from isopod.world.errors import BadRecord, InvalidArgument, ToolMissing
 from isopod.world.world import World
+from tests.pulse.cri_kit import PACE, Watched, started
 from tests.pulse.fake_cri import Cri, GrpcCri, MemoryCri, Refused
-from tests.pulse.sources import Running
 
 ROOT = Path(__file__).parents[2]
-PACE = Pace(soon_s=0.02, refresh_s=0.2, call_s=10.0, look_s=0.1, retry_first_s=0.05, retry_max_s=0.2)
-"""Brisk; the deadline is generous, for a machine under load."""
-LIMIT_S = 60.0
 WEB = PodRow(
     "sandbox-1",
     "uid-1",
@@ -40,52 +34,6 @@ WEB = PodRow(
 )
 DB = PodRow("sandbox-2", "uid-2", "db", "shop")
 NGINX = ContainerRow("c1", "sandbox-1", "nginx", "docker.io/library/nginx:1.27")
-
-
-class Watched(Running):
-    """A source, what it told and what it logged."""
-
-    def __init__(self, world: World, cri: Cri, pace: Pace = PACE, **told: Any) -> None:
-        self.world = world
-        self.rounds: list[dict[str, Pod]] = []
-        self.log: list[bytes] = []
-        logger = Logger(self.log.append, world.clock, level="debug")
-        told.setdefault("open_runtime", cri.open)
-        told.setdefault("on_pods", self.rounds.append)
-        self.source: CriSource = CriSource(world, cri.path, logger=logger, pace=pace, **told)
-
-    @property
-    def pods(self) -> dict[str, Pod]:
-        """What was told last."""
-        return self.rounds[-1] if self.rounds else {}
-
-    async def rounds_more(self, n: int) -> None:
-        """Wait for so many rounds, wholly begun after now."""
-        wanted = self.source.statistics().n_rounds + n + 1
-        await self.until(lambda: self.source.statistics().n_rounds >= wanted)
-
-
-@pytest.fixture(params=["memory-host", "memory-sim", "grpc"])
-def pair(request: pytest.FixtureRequest) -> tuple[World, Cri]:
-    """A World and a runtime that is not started yet."""
-    is_sim = request.param == "memory-sim"
-    world = request.getfixturevalue("sim_world").world if is_sim else request.getfixturevalue("host_world")
-    path = f"{request.getfixturevalue('folder')}/cri.sock"
-    return world, GrpcCri(path) if request.param == "grpc" else MemoryCri(world, path)
-
-
-@pytest.fixture
-def memory_pair(world: World, folder: str) -> tuple[World, MemoryCri]:
-    return world, MemoryCri(world, f"{folder}/cri.sock")
-
-
-@asynccontextmanager
-async def started(cri: Cri) -> AsyncIterator[None]:
-    await cri.start()
-    try:
-        yield
-    finally:
-        await cri.stop()
 
 
 # --- what is told ---------------------------------------------------------------------------------------------------------

@@ -19,8 +19,9 @@ import yaml
 from isopod.pulse import core, demo
 from isopod.pulse.cadvisor import FAMILIES, WANTED, cadvisor_labels
 from isopod.pulse.converter import Converter
+from isopod.pulse.figures import measure_container
 from isopod.pulse.labels import kata_labels
-from isopod.pulse.model import Container, Pod, Target
+from isopod.pulse.model import Container, ContainerStats, Pod, SandboxStats, Target
 from isopod.pulse.own import Durations, Facts
 from isopod.pulse.resource import resource
 from isopod.pulse.server import PulseServer
@@ -39,6 +40,9 @@ RULES: Final = DEPLOY / "alerts.yaml"
 DASHBOARD: Final = DEPLOY / "grafana-dashboard.json"
 BUSY: Final = Pod("0b1c", "busy-0", "team", containers=(Container("c1", "busy", "docker.io/library/busybox:1"),))
 SAMPLED: Final = Pod("77aa", "sampled-0", "team", containers=(Container("c2", "web", "nginx"), Container("c3", "side", "envoy")))
+SIDECARS: Final = (ContainerStats("c3", 0, 1 << 20, 2 << 20, 1 << 20, 1 << 20, 5, 0, 0, 4096, 1, "/var/lib/x"),)
+"""What the runtime says of one of the containers; the other is busy."""
+OF_CONTAINERS: Final = frozenset(measure_container(SIDECARS[0], seen_ns=1))
 FACTS: Final = Facts(
     roots={"/run/vc/sbs": True},
     requests={"ok": 5, "timeout": 1},
@@ -47,6 +51,8 @@ FACTS: Final = Facts(
     cri_up=True,
     failures={"cri": 0},
 )
+WRAPPED: Final = b"kata_shim_pod_overhead_cpu 1.8446744073709552e+19\n"
+"""A figure that went below zero as an unsigned number, as Kata's shim in Go says it at times: it is left out and counted."""
 QUIET: Final = frozenset(("kata_pulse_conflicts",))
 """Families that are there only if something is wrong which is not wrong here."""
 STEP_S: Final = 0.1
@@ -104,7 +110,8 @@ def test_queries_of_containers_leave_the_kubelet_s_out_and_choose_a_level() -> N
     for expression in [expression for _, expression in panels()] + [rule["expr"] for rule in rules()]:
         for name, selector in re.findall(r"\b(container_\w+)\{([^}]*)\}", expression):
             assert 'job!="kubelet"' in selector, expression
-            assert FAMILIES[name].inner is False or 'container=""' in selector, expression
+            has_levels = FAMILIES[name].inner or name in OF_CONTAINERS
+            assert not has_levels or 'container=""' in selector, expression
 
 
 def test_every_rule_says_what_it_is_for() -> None:
@@ -156,8 +163,11 @@ class Figures:
     def take_in(self) -> None:
         """Take one round in: the busy sandbox has used one CPU since it began."""
         up_s = self._now_s() - self._began_s
+        half_busy = ContainerStats("c2", cpu_ns=int(up_s * 5e8), working_set_bytes=7 << 20, usage_bytes=8 << 20, rss_bytes=6 << 20)
+        stats: SandboxStats = dict.fromkeys(self._samples, (half_busy, *SIDECARS))
+        self._converter.take_stats({**stats, "busy": ()}, now_ns=self._now_ns())
         for target, pod in self._targets():
-            body = self._samples.get(target.id) or demo.body(10, 60.0 + up_s) + calls(up_s)
+            body = self._samples.get(target.id) or demo.body(10, 60.0 + up_s) + calls(up_s) + WRAPPED
             reading = core.read(body, kata_labels(target.id, pod), core.Rules(), WANTED)
             assert set(reading.dropped) <= {"wrapped"}, f"{target.id}: {reading.dropped}"
             containers = self._converter.take(target, reading.values, pod, at_s=self._now_s(), now_ns=self._now_ns())
@@ -286,5 +296,16 @@ async def check_truth(prometheus: Prometheus) -> None:
     of_local = f'job="pulse", pod="{LOCAL.pod.name}", container!=""'
     local = await prometheus.query(f"sum by (pod) (rate(container_cpu_usage_seconds_total{{{of_local}}}[10s]))")
     assert local[0][1] == pytest.approx(1.0, rel=0.05)
+    of_sampled = 'job="pulse", pod=~"shim_sample.*", image!="", container!=""'
+    for container, cores in (("web", 0.5), ("side", 0.0)):
+        found = await prometheus.query(f'rate(container_cpu_usage_seconds_total{{{of_sampled}, container="{container}"}}[10s])')
+        assert len(found) == len(list(DATA.glob("*.prom")))
+        assert all(value == pytest.approx(cores, rel=0.05, abs=0.001) for _, value in found)
+        listed = f'job="pulse-resource", namespace="team", container="{container}"'
+        short = await prometheus.query(f"rate(container_cpu_usage_seconds_total{{{listed}}}[10s])")
+        assert len(short) == len(found)
+    for name in sorted(OF_CONTAINERS - {"container_memory_failures_total"}):
+        (most,) = await prometheus.query(f'max(count by (namespace, pod, container, device) ({name}{{job="pulse", pod!=""}}))')
+        assert most[1] == 1, f"{name} stands twice"
     pods = await prometheus.query('rate(pod_cpu_usage_seconds_total{pod="busy-0"}[10s])')
     assert [value for _, value in pods] == [pytest.approx(1.0, rel=0.05)]

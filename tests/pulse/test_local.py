@@ -328,6 +328,25 @@ async def test_a_receiver_that_fails_does_not_end_the_source(world: World, folde
     assert any(b'"local.bug"' in line and b"a fault of the receiver" in line for line in watched.log)
 
 
+async def test_the_next_round_waits_until_the_figures_are_taken_in(world: World, folder: str, fake: FakeNode) -> None:
+    n_now, n_most, taken = 0, 0, list[int]()
+
+    async def receive(containers: tuple[LocalContainer, ...]) -> None:
+        nonlocal n_now, n_most
+        n_now += 1
+        n_most = max(n_most, n_now)
+        await asyncio.sleep(0.2)  # the slowness itself
+        n_now -= 1
+        taken.append(len(containers))
+
+    fake.n_events = 20
+    watched = Watched(world, f"{folder}/node.sock", on_containers=receive, interval_s=0.02)
+    async with fake.serving(), watched.running():
+        await watched.until(lambda: len(taken) >= 3)
+    assert n_most == 1, "one at a time"
+    assert set(taken) == {1}
+
+
 def test_what_is_not_said_is_nothing() -> None:
     pod = pod_of(RECORD, wanted(["tier", "none"], []))
     assert pod.labels == (("tier", "front"),)

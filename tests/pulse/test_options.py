@@ -5,7 +5,7 @@ import pytest
 
 from isopod.cli import grammar
 from isopod.pulse.labels import given_labels
-from isopod.pulse.options import FLAGS, settings_from
+from isopod.pulse.options import FLAGS, read_settings, settings_from
 from isopod.pulse.settings import PulseSettings
 from isopod.world.errors import InvalidArgument
 
@@ -34,6 +34,43 @@ def test_a_flag_beats_a_variable_and_a_variable_the_default() -> None:
     by_flag = settings_from(words, FIRST_FOUR)
     assert (by_flag.listen, by_flag.runtime_endpoint) == ("127.0.0.1:2", "/run/two.sock")
     assert (by_flag.log_level, by_flag.interval_s) == ("error", 9.0)
+
+
+@pytest.mark.row("K1", "T16")
+def test_where_a_setting_came_from_is_known() -> None:
+    words = ["--listen-address", "127.0.0.1:2", "-view=kata", "--pod-label", "app", "--pprof"]
+    given = read_settings(words, {**FIRST_FOUR, "ISOPOD_PULSE_LOG_LEVEL": "error", "ISOPOD_PULSE_POD_LABELS": "tier"})
+    assert given.settings == settings_from(words, {**FIRST_FOUR, "ISOPOD_PULSE_LOG_LEVEL": "error", "ISOPOD_PULSE_POD_LABELS": "tier"})
+    assert given.origins == {
+        "listen": "flag --listen-address",
+        "runtime_endpoint": "variable RUNTIME_ENDPOINT",
+        "log_level": "variable ISOPOD_PULSE_LOG_LEVEL",
+        "interval_s": "variable KATA_PULSE_METRICS_INTERVAL",
+        "view": "flag --view",
+        "pod_labels": "flag --pod-label",
+        "pprof": "flag --pprof",
+    }
+    assert read_settings([], {}).origins == {}
+
+
+@pytest.mark.row("K1")
+def test_every_flag_has_a_variable_too() -> None:
+    values = {"view": "kata", "tls_min_version": "VersionTLS13", "log_level": "error", "listen": "127.0.0.1:9", "runtime_endpoint": "/x"}
+    together = {
+        "tls_cert_file": "/c", "tls_key_file": "/k", "push_url": "https://r/", "push_cert_file": "/c", "push_key_file": "/k",
+        "push_labels": "a=b", "cadvisor_without": "cpu", "tls_cipher_suites": "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384",
+    }  # fmt: skip
+    for flag in FLAGS:
+        text = {**values, **together}.get(
+            flag.field, "true" if flag.is_switch else "/7" if flag.field.endswith(("_file", "root", "socket")) else "7"
+        )
+        alone = {"pause_after_s": text} if flag.field == "pause_after_s" else {**together, flag.field: text}
+        environment = {f"ISOPOD_PULSE_{name.upper()}": value for name, value in alone.items()}
+        if flag.field == "push_basic_file":
+            environment["ISOPOD_PULSE_PUSH_TOKEN_FILE"] = ""
+        given = read_settings([], environment)
+        assert given.origins[flag.field] == f"variable ISOPOD_PULSE_{flag.field.upper()}"
+        assert getattr(given.settings, flag.field) != getattr(PulseSettings(), flag.field), flag.name
 
 
 @pytest.mark.row("K1")
@@ -80,6 +117,8 @@ def test_every_flag_is_in_the_help_with_the_default_that_holds() -> None:
         (["--strict-compat=maybe"], "want true or false"),
         (["--keep-rounds", "many"], "want a whole number"),
         (["--in-flight-max", "0"], "must be above 0"),
+        (["--pause-after", "soon"], "want seconds"),
+        (["--pause-after", "60", "--push-url", "http://r/"], "needs figures always"),
         (["--tls-cert-file", "/a"], "certificate and key go together"),
         (["--tls-client-ca-file", "/a"], "needs a certificate"),
         (["--tls-min-version", "VersionTLS10"], "tls_min_version"),

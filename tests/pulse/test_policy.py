@@ -142,7 +142,7 @@ async def test_a_file_is_followed_and_nonsense_leaves_what_holds(world: World, f
     await world.disk.write(path, b"namespaces: {deny: [a]}")
     adopted: list[Policy] = []
     memo = Memo(world.clock)
-    followed = PolicyFile(world.disk, path, on_change=adopted.append, logger=memo.logger)
+    followed = PolicyFile(world.disk, path, on_change=adopted.append, clock=world.clock, logger=memo.logger)
     await followed.open()
     following = asyncio.get_running_loop().create_task(followed.follow())
     try:

@@ -175,3 +175,13 @@ rules = st.fixed_dictionaries(  # those that would be refused are left out
 @given(st.lists(rules, max_size=4))
 def test_what_comes_out_is_valid_whatever_the_rules_are(given_rules: list[dict[str, Any]]) -> None:
     relabelled(*given_rules)
+
+
+@pytest.mark.parametrize("odd", ["\r", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", '\\"}', "\\\\"])
+def test_values_may_hold_what_others_take_for_the_end_of_a_line(odd: str) -> None:
+    body = f'# TYPE kata_x gauge\nkata_x{{a="1{odd}2"}} 1\nkata_x{{a="3"}} 2\n'.encode()
+    read = core.read(body, LABELS, core.Rules(), {}).families
+    left, n_dropped = Relabeler([RuleConfig(source_labels=("a",), regex="3", action="drop")], Protected()).apply(read)
+    assert n_dropped == 1
+    assert odd.encode() in left["kata_x"].text
+    assert left["kata_x"].n_series == 1

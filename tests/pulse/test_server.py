@@ -4,13 +4,17 @@ import asyncio
 import gzip
 import re
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
 
 from isopod.net.http.headers import Headers
 from isopod.net.http.messages import Request
 from isopod.pulse.scrape import SCRAPES_MAX, time_left_s
+from isopod.pulse.server import query_of
 from isopod.world.network import TcpAddress
 from isopod.world.sim import SimWorld
 from isopod.world.world import World
@@ -97,6 +101,13 @@ async def test_one_sandbox_alone(world: World) -> None:
         ("filter_family=kata_", {"a", "b", "c"}, {"kata_guest_load"}),
         ("filter_family=kata_pulse_sandbox_up", {"a", "b", "c"}, {"kata_pulse_sandbox_up"}),
         ("filter_family=kata_guest&sandbox=b", {"b"}, {"kata_guest_load"}),
+        ("family=kata_guest_load", {"a", "b", "c"}, {"kata_guest_load"}),
+        ("family=kata_guest_load,%20kata_agent_scrape_count,", {"a", "b", "c"}, {"kata_guest_load", "kata_agent_scrape_count"}),
+        ("family=kata_guest_load&family=kata_agent_scrape_count&sandbox=b", {"b"}, {"kata_guest_load", "kata_agent_scrape_count"}),
+        ("family=kata_guest", set(), set()),
+        ("family=kata_guest_load,kata_agent_scrape_count&filter_family=kata_a", {"a", "b", "c"}, {"kata_agent_scrape_count"}),
+        ('family=kata_guest_load&match[]={cri_name="db-0"}', {"b"}, {"kata_guest_load"}),
+        ("family=kata_pulse_sandbox_up,nothing", {"a", "b", "c"}, {"kata_pulse_sandbox_up"}),
         ("match[]=kata_guest_load", {"a", "b", "c"}, {"kata_guest_load"}),
         ('match[]={__name__%3D~"kata_a.*",cri_name="db-0"}', {"b"}, {"kata_agent_scrape_count"}),
         ("match[]=kata_guest_load&match[]=kata_agent_scrape_count&sandbox=c", {"c"}, {"kata_guest_load", "kata_agent_scrape_count"}),
@@ -121,6 +132,62 @@ async def test_queries_choose(sim_world: SimWorld, query: str, sandboxes: set[st
         assert not {name for name in names(answer.text) if name.startswith("kata_monitor")}
     if "filter_family" in query or "match" in query or "view" in query:
         assert "kata_pulse_build_info" not in names(answer.text)
+
+
+HISTOGRAM = "kata_shim_rpc_durations_histogram_milliseconds"
+
+
+@pytest.mark.row("T16")
+async def test_families_are_chosen_by_their_very_names(sim_world: SimWorld) -> None:
+    """A name is what stands behind # TYPE: a histogram comes with its lines, and theirs are no families."""
+    async with Rig(sim_world.world) as rig:
+        rig.fill("a", WEB)
+        rig.fill("b", DB)
+        everything = (await rig.ask("/metrics")).text
+
+        def part(*families: str) -> str:
+            return "".join(
+                line
+                for line in everything.splitlines(keepends=True)
+                if re.search(rf"\b({'|'.join(families)})(_bucket|_sum|_count)?[ {{]", line)
+            )
+
+        assert (await rig.ask(f"/metrics?family={HISTOGRAM},kata_guest_load")).text == part("kata_guest_load", HISTOGRAM)
+        assert (await rig.ask("/metrics?family=kata_monitor_running_shim_count")).text == part("kata_monitor_running_shim_count")
+        for none in (f"{HISTOGRAM}_bucket", "kata_guest_loa", "kata_guest_load_", "*", "KATA_GUEST_LOAD"):
+            answer = await rig.ask(f"/metrics?family={none}")
+            assert (answer.status, answer.body) == (200, b""), none
+        for empty in ("family=", "family=,%20,"):
+            assert names((await rig.ask(f"/metrics?{empty}")).text) == names(everything), "as if it were not said"
+        cadvisor = await rig.ask("/metrics/cadvisor?family=container_memory_usage_bytes,kata_guest_load")
+        assert names(cadvisor.text) == {"container_memory_usage_bytes"}
+        assert names((await rig.ask("/metrics/resource?family=scrape_error")).text) == {"scrape_error"}
+        openmetrics = await rig.ask("/metrics?family=kata_guest_load", accept="application/openmetrics-text;version=1.0.0")
+        assert openmetrics.text.endswith("# EOF\n") and names(openmetrics.text) == {"kata_guest_load"}
+
+
+@pytest.mark.row("T13", "T16")
+async def test_an_etag_stands_for_the_families_that_were_asked_for(sim_world: SimWorld) -> None:
+    async with Rig(sim_world.world) as rig:
+        rig.fill("a", WEB)
+        tag = (await rig.ask("/metrics?family=kata_guest_load,kata_agent_scrape_count")).headers["etag"]
+        for query, status in (
+            ("family=kata_agent_scrape_count,kata_guest_load", 304),
+            ("family=kata_guest_load&family=kata_agent_scrape_count&family=kata_guest_load", 304),
+            ("family=kata_guest_load", 200),
+            ("filter_family=kata_guest_load,kata_agent_scrape_count", 200),
+        ):
+            assert (await rig.ask(f"/metrics?{query}", if_none_match=tag)).status == status, query
+
+
+@pytest.mark.row("T16")
+@given(pairs=st.lists(st.tuples(st.sampled_from(["family", "filter_family", "match", "sandbox", "x"]), st.text(max_size=12)), max_size=6))
+def test_whatever_a_query_says_it_is_understood(pairs: list[tuple[str, str]]) -> None:
+    query = query_of(Request("GET", f"/metrics?{urlencode(pairs)}"), "all")
+    words = [word.strip() for name, value in pairs if name == "family" for word in value.split(",") if word.strip()]
+    assert query.names == tuple(sorted(dict.fromkeys(words)))
+    assert query.matches == tuple(value for name, value in pairs if name == "match")
+    assert query.sandbox == next((value for name, value in pairs if name == "sandbox"), "")
 
 
 @pytest.mark.row("K19")

@@ -1,6 +1,6 @@
-"""Strict mode against kata-monitor: answers written from its observed behaviour, and itself where it could be built.
+"""Strict mode by itself: one answer of each kind, and what no recording shows.
 
-The expectations here are the letter of kata-monitor 0.3; where isopod differs on purpose a test says so.
+Answer by answer it is compared with kata-monitor in test_kata_monitor; where isopod differs on purpose the table there says so.
 """
 
 import gzip
@@ -12,6 +12,7 @@ import pytest
 
 from isopod.pulse.model import Pod
 from isopod.pulse.shims import ShimAnswer, ShimError
+from isopod.pulse.strict import FIELDS_MAX, fields_of, shortest
 from isopod.world.sim import SimWorld
 from isopod.world.world import World
 from tests.pulse.server_kit import ROOTS, WEB, Answer, Rig, values
@@ -50,6 +51,50 @@ async def test_every_unknown_path_is_the_index(world: World) -> None:
         assert (await rig.ask("/metrics", "POST")).status == 200, "any method"
 
 
+@pytest.mark.row("T14")
+@pytest.mark.parametrize(
+    ("path", "elsewhere"),
+    [
+        ("/", ""),
+        ("/metrics", ""),
+        ("/metrics/", ""),
+        ("/debug/pprof/", ""),
+        ("/debug/pprof", "/debug/pprof/"),
+        ("//metrics", "/metrics"),
+        ("///", "/"),
+        ("/a/./b//c/", "/a/b/c/"),
+        ("/a/..", "/"),
+        ("/../..", "/"),
+        ("/debug//pprof", "/debug/pprof/"),
+        ("/%2e%2e/metrics", ""),
+        ("//evil.example/x", "/evil.example/x"),
+        ("*", ""),
+    ],
+)
+def test_paths_are_brought_to_their_shortest_form(path: str, elsewhere: str) -> None:
+    assert shortest(path) == elsewhere
+
+
+@pytest.mark.row("T14")
+def test_a_querys_fields_are_read_as_go_reads_them() -> None:
+    assert fields_of("a=1&a=2&&b&=c&d=%41+b&%65=f=g") == [("a", "1"), ("a", "2"), ("b", ""), ("", "c"), ("d", "A b"), ("e", "f=g")]
+    assert fields_of("a=%zz&b=1;c=2&d=%4&e=%ff") == [("e", "\ufffd")]
+    assert fields_of("") == []
+    assert len(fields_of("a&" * (2 * FIELDS_MAX))) == FIELDS_MAX
+
+
+@pytest.mark.row("T14")
+async def test_a_redirect_leads_to_a_path_of_this_server(world: World) -> None:
+    async with rig_of(world) as rig:
+        answer = await rig.client.request(
+            "GET", "http://localhost//evil.example/%22%3E?a='%3E<b>", address=rig.address, follows_redirects=False
+        )
+        assert answer.status == 307
+        fields = {name.lower(): value for name, value in answer.headers}
+        assert fields["location"] == "/evil.example/%22%3E?a='%3E%3Cb%3E"
+        assert b"<b>" not in await answer.read()
+
+
 @pytest.mark.row("T14", "K15")
 async def test_the_aggregate(world: World) -> None:
     async with rig_of(world) as rig:
@@ -57,7 +102,7 @@ async def test_the_aggregate(world: World) -> None:
         rig.fill("b")
         rig.fill("plain", runtime="isopod")
         answer = await rig.ask("/metrics")
-        assert (answer.status, answer.headers["content-type"]) == (200, "text/plain; version=0.0.4; charset=utf-8")
+        assert (answer.status, answer.headers["content-type"]) == (200, "text/plain; version=0.0.4; charset=utf-8; escaping=underscores")
         shown = values(answer.text)
         assert all(name in shown for name in FOUR)
         assert {name.split("_")[0] for name in types(answer)} == {"kata"}, "no container_*"
@@ -120,10 +165,12 @@ async def test_formats_are_text_and_protobuf_and_codings_gzip(sim_world: SimWorl
         plain = (await rig.ask("/metrics?filter_family=kata_guest")).body
         for accept in ("application/openmetrics-text;version=1.0.0,text/plain;q=0.1", "application/openmetrics-text", "application/*", ""):
             answer = await rig.ask("/metrics?filter_family=kata_guest", accept=accept)
-            assert answer.headers["content-type"].startswith("text/plain; version=0.0.4; charset=utf-8"), accept
+            assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8; escaping=underscores", accept
+        dots = await rig.ask("/metrics", accept="text/plain;version=0.0.4;escaping=dots")
+        assert dots.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8; escaping=dots"
         protobuf = "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited"
         assert (await rig.ask("/metrics", accept=protobuf)).headers["content-type"].startswith("application/vnd.google.protobuf")
-        for accepted, coding in (("zstd, gzip", "gzip"), ("zstd", None), ("*", "gzip"), ("deflate", None)):
+        for accepted, coding in (("zstd, gzip", "gzip"), ("zstd", None), ("*", None), ("x-gzip", None), ("gzip;q=0", None)):
             answer = await rig.ask("/metrics?filter_family=kata_guest", accept_encoding=accepted)
             assert answer.headers.get("content-encoding") == coding, accepted
             assert (gzip.decompress(answer.body) if coding else answer.body) == plain
@@ -184,6 +231,9 @@ async def test_debug_pages(world: World) -> None:
         rig.shims.answers[socket, "/debug/vars?debug=1&sandbox=a"] = ShimAnswer(404, (), b"404 page not found")
         answer = await rig.ask("/debug/vars?debug=1&sandbox=a")
         assert (answer.status, answer.body) == (200, b"404 page not found"), "whole query, and the status is not looked at"
+        rig.shims.answers[socket, "/debug/vars?sandbox=a"] = ShimError("gone", "no such socket")
+        answer = await rig.ask("/debug/vars?sandbox=a")
+        assert (answer.status, answer.text) == (400, "sandbox may be stopped or deleted\n")
         rig.shims.answers[socket, "/debug/vars?sandbox=a"] = ShimError("refused", "cannot connect")
         answer = await rig.ask("/debug/vars?sandbox=a")
         assert (answer.status, answer.headers["x-go-pprof"]) == (500, "1")

@@ -25,18 +25,18 @@ class Fetch:
     Args:
         address: "HOST:PORT" or "unix:PATH".
         path: What is asked for.
-        token: Said as the bearer's, "" for none.
+        authorization: Who asks, as HTTP's field says it ("Bearer TOKEN"), "" for nobody.
 
     Raises:
         InvalidArgument: The address is none.
         Disconnected: Nobody listens there.
     """
 
-    def __init__(self, address: str, path: str, token: str = "") -> None:
+    def __init__(self, address: str, path: str, authorization: str = "") -> None:
         self._address: Final = address
         host = "localhost" if address.startswith("unix:") else address
-        bearer = f"Authorization: Bearer {token}\r\n" if token else ""
-        self._outbox = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nAccept: application/json\r\n{bearer}Connection: close\r\n\r\n".encode()
+        who = f"Authorization: {authorization}\r\n" if authorization else ""
+        self._outbox = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nAccept: application/json\r\n{who}Connection: close\r\n\r\n".encode()
         self._inbox = bytearray()
         try:
             self._connection: Final = console.Connection(parse_address(address), CONNECT_TIMEOUT_S)
@@ -113,7 +113,14 @@ class Fetch:
         if status in ([b"401"], [b"403"]):
             from isopod.world.errors import RefusedError
 
-            raise RefusedError(f"the metrics agent at {self._address} wants a token", "give its file: --token-file FILE")
+            raise RefusedError(
+                f"the metrics agent at {self._address} wants to know who asks, and did not take what it was told",
+                "give a file with its token, --token-file FILE, or with USER:PASSWORD, --basic-file FILE",
+            )
+        if status == [b"429"]:
+            from isopod.world.errors import UnavailableError
+
+            raise UnavailableError(f"the metrics agent at {self._address} checks too many passwords", "try again in a moment")
         why = body[:200].decode("utf-8", "replace").partition("\n")[0]
         number = status[0].decode("latin-1") if status else "none"
         raise self._violated(f"status {number}: {why}", "is that the metrics agent? see --address")

@@ -96,14 +96,14 @@ class _View:
         self._interval_s: Final = _interval_s(parsed.value("interval", INTERVAL))
         told = console.environment("ISOPOD_PULSE_LISTEN") or console.environment("KATA_PULSE_LISTEN")
         self._address: Final = parsed.value("address") or told or ADDRESS
-        self._token: Final = _token(parsed.value("token-file"))
+        self._authorization: Final = _authorization(parsed.value("token-file"), parsed.value("basic-file"))
         self._body = b""
         self._rows: list[Row] = []
         self._trouble = ""
 
     def first(self) -> None:
         """Ask for the first time; what fails then is raised."""
-        fetch = Fetch(self._address, "/top?format=json", self._token)
+        fetch = Fetch(self._address, "/top?format=json", self._authorization)
         try:
             while True:
                 console.wait([fetch.reads], fetch.writes, max(0.0, fetch.until_s - console.monotonic_s()) + 0.01)
@@ -144,7 +144,7 @@ class _View:
 
     def _begun(self) -> Fetch | None:
         try:
-            return Fetch(self._address, "/top?format=json", self._token)
+            return Fetch(self._address, "/top?format=json", self._authorization)
         except Exception as error:  # noqa: BLE001  looked at below
             self._failed(error)
             return None
@@ -309,9 +309,26 @@ def _interval_s(text: str) -> float:
     return seconds
 
 
-def _token(path: str) -> str:
-    if not path:
+def _authorization(token_file: str, basic_file: str) -> str:
+    """Return what says who asks, "" for nobody."""
+    if token_file and basic_file:
+        raise invalid("--basic-file", basic_file, "a token and a password do not go together")
+    if basic_file:
+        import binascii
+
+        line = _first_line(basic_file)
+        if not line.partition(b":")[1] or line.startswith(b":"):
+            raise invalid("--basic-file", basic_file, "want USER:PASSWORD as its first line")
+        return f"Basic {binascii.b2a_base64(line, newline=False).decode()}"
+    if not token_file:
         return ""
+    token = _first_line(token_file).decode("latin-1")
+    if not token or not token.isascii() or not token.isprintable():
+        raise invalid("--token-file", token_file, "what it holds is no token")
+    return f"Bearer {token}"
+
+
+def _first_line(path: str) -> bytes:
     try:
         data = console.read_small_file(path)
     except OSError as error:
@@ -322,7 +339,4 @@ def _token(path: str) -> str:
         from isopod.world.errors import NotFound
 
         raise NotFound("file", path)
-    token = data.decode("latin-1").strip()
-    if not token.isascii() or not token.isprintable():
-        raise invalid("--token-file", path, "what it holds is no token")
-    return token
+    return data.partition(b"\n")[0].strip()

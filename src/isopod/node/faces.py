@@ -1,28 +1,36 @@
 """Faces: what a node starts beside itself, as its configuration says: the gRPC face, the metrics agent. Each is a process of its own."""
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 import msgspec
 
 from isopod.faces.grpc.process import GrpcFace
 from isopod.faces.grpc.settings import FaceSettings
 from isopod.node.cluster import cluster_config
-from isopod.pulse.settings import PulseSettings
+from isopod.pulse.settings import Given, PulseSettings
 from isopod.runtime.companion import Companion
 from isopod.runtime.config import NodeConfig
 from isopod.runtime.logger import Logger
 from isopod.world.world import World
 
 PULSE: Final = "isopod.pulse.main:serve"
+_OWN_KEYS: Final = {"log_level": "log_level", "vm.monitor_root": "go_root", "paths.socket": "node_socket"}
+"""What of the agent's settings the node answers by others of its own."""
+_GIVEN_BY_NODE: Final = {"runtime_endpoint": "the node's default", "node_socket": "the node's default"}
+"""Whose defaults are not the agent's."""
 
 
-async def open_faces(world: World, config: NodeConfig, logger: Logger) -> tuple[Companion, ...]:
+async def open_faces(
+    world: World, config: NodeConfig, logger: Logger, *, origins: Mapping[str, str] | None = None
+) -> tuple[Companion, ...]:
     """Start the faces that are asked for; return those that have to be stopped.
 
     Args:
         world: Where they run.
         config: What the node was told; its own socket is being served.
         logger: Told of their comings and goings.
+        origins: Where settings were said that are no defaults, by key.
 
     Raises:
         InvalidArgument: One may not listen where it is told.
@@ -32,7 +40,7 @@ async def open_faces(world: World, config: NodeConfig, logger: Logger) -> tuple[
     if config.grpc.listen:
         faces.append(GrpcFace(world, grpc_settings(config), logger))
     if config.pulse.listen:
-        told = msgspec.json.encode(pulse_settings(config))
+        told = msgspec.json.encode(Given(pulse_settings(config), pulse_origins(origins or {})))
         faces.append(Companion(world, logger, entry=PULSE, told=told, word="pulse"))
     for n_started, face in enumerate(faces):
         try:
@@ -46,21 +54,27 @@ async def open_faces(world: World, config: NodeConfig, logger: Logger) -> tuple[
 
 def pulse_settings(config: NodeConfig) -> PulseSettings:
     """Return what the metrics agent is told: the machines of this node are where its configuration says that they serve their metrics."""
-    told = config.pulse
     has_engine = config.cluster.role != "control"
-    return PulseSettings(
-        listen=told.listen,
-        runtime_endpoint=told.runtime_endpoint,
-        log_level=config.log_level,
-        interval_s=told.interval_s,
-        go_root=config.vm.monitor_root or PulseSettings().go_root,
-        node_socket=config.paths["socket"] if has_engine else "",
-        view=told.view,
-        tls_cert_file=told.tls_cert_file,
-        tls_key_file=told.tls_key_file,
-        tls_client_ca_file=told.tls_client_ca_file,
-        token_file=told.token_file,
-    )
+    own: dict[str, Any] = {  # of many types, which the struct's checks see
+        "log_level": config.log_level,
+        "go_root": config.vm.monitor_root or PulseSettings().go_root,
+        "node_socket": config.paths["socket"] if has_engine else "",
+    }
+    return PulseSettings(**msgspec.structs.asdict(config.pulse), **own)
+
+
+def pulse_origins(origins: Mapping[str, str]) -> dict[str, str]:
+    """Return who gave the agent's settings, by their names there, out of who gave the node's.
+
+    Args:
+        origins: By the node's keys ("pulse.view"), those that are no defaults.
+    """
+    found = dict(_GIVEN_BY_NODE)
+    for key, origin in origins.items():
+        name = _OWN_KEYS.get(key) or (key.removeprefix("pulse.") if key.startswith("pulse.") else "")
+        if name:
+            found[name] = f"the node's {origin}"
+    return found
 
 
 def grpc_settings(config: NodeConfig) -> FaceSettings:

@@ -10,8 +10,8 @@ from isopod.node.main import describe
 from isopod.pulse.agent import PulseAgent
 from isopod.pulse.demo import Demo
 from isopod.pulse.model import Pod
-from isopod.pulse.options import settings_from
-from isopod.pulse.settings import PulseSettings
+from isopod.pulse.options import read_settings
+from isopod.pulse.settings import Given, PulseSettings
 from isopod.runtime.logger import Logger
 from isopod.runtime.logsinks import BoundedSink
 from isopod.runtime.shutdown import ShutdownCoordinator, ShutdownPhase, ShutdownResource, ShutdownSignals
@@ -38,10 +38,10 @@ def main(words: Sequence[str]) -> int:
         The exit code: 0 after a signal, else that of the error.
     """
     try:
-        settings = settings_from(words, daemon.environment())
+        given = read_settings(words, daemon.environment())
     except IsopodError as error:
         return _complain(error)
-    return _run(settings.log_level, lambda world, logger: _serve(world, settings, logger))
+    return _run(given.settings.log_level, lambda world, logger: _serve(world, given, logger))
 
 
 def demo(sandboxes: str, listen: str) -> int:
@@ -71,6 +71,7 @@ def _complain(error: IsopodError) -> int:
 
 def _run(log_level: str, work: _Work) -> int:
     daemon.set_umask()
+    daemon.keep_much()
     loop = new_loop("uvloop")
     world = make_host_world()
     sink = BoundedSink(daemon.write_some_stderr)
@@ -91,10 +92,8 @@ def _run(log_level: str, work: _Work) -> int:
         world.close()
 
 
-async def _serve(
-    world: World, settings: PulseSettings, logger: Logger, *, pods: Mapping[str, Pod] | None = None, greeting: str = ""
-) -> int:
-    agent = PulseAgent(world, settings, logger, pods=pods)
+async def _serve(world: World, given: Given, logger: Logger, *, pods: Mapping[str, Pod] | None = None, greeting: str = "") -> int:
+    agent = PulseAgent(world, given.settings, logger, pods=pods, origins=given.origins)
     coordinator = ShutdownCoordinator(logger, world.clock)
     coordinator.register(ShutdownResource("pulse", ShutdownPhase.STOP_ACCEPTING, agent.stop, timeout_s=STOP_S))
     signals = ShutdownSignals(coordinator, logger)
@@ -114,6 +113,8 @@ async def _serve(
 async def _serve_demo(world: World, n_sandboxes: int, listen: str, logger: Logger) -> int:
     async with Demo(world, n_sandboxes, folder=daemon.environment().get("TMPDIR") or "/tmp") as shown:  # noqa: S108 - the custom
         settings = PulseSettings(listen=listen, runtime_endpoint="", interval_s=5.0, go_root=shown.root, rust_root=f"{shown.root}-none")
+        own = dict.fromkeys(("runtime_endpoint", "interval_s", "go_root", "rust_root"), "the demo")
+        given = Given(settings, own if listen == PulseSettings().listen else {"listen": "flag --listen-address", **own})
         return await _serve(
-            world, settings, logger, pods=shown.pods, greeting="serving on http://{address}: try curl http://{address}/metrics"
+            world, given, logger, pods=shown.pods, greeting="serving on http://{address}: try curl http://{address}/metrics"
         )

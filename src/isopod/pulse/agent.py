@@ -18,7 +18,7 @@ from isopod.pulse.cadvisor import cadvisor_labels
 from isopod.pulse.collector import DURATION_BOUNDS_S, Collector
 from isopod.pulse.cri import CriSource
 from isopod.pulse.discovery import Discovery
-from isopod.pulse.intake import Intake
+from isopod.pulse.intake import Intake, is_converted
 from isopod.pulse.local import LocalSource
 from isopod.pulse.model import Families, Pod, Root, Target
 from isopod.pulse.own import Durations, Facts
@@ -51,9 +51,18 @@ class PulseAgent:
         settings: What it is told.
         logger: Where it reports.
         pods: Whose sandboxes are, as far as that is known before anybody is asked.
+        origins: Who gave the settings that are no defaults, by name.
     """
 
-    def __init__(self, world: World, settings: PulseSettings, logger: Logger, *, pods: Mapping[str, Pod] | None = None) -> None:
+    def __init__(
+        self,
+        world: World,
+        settings: PulseSettings,
+        logger: Logger,
+        *,
+        pods: Mapping[str, Pod] | None = None,
+        origins: Mapping[str, str] | None = None,
+    ) -> None:
         self._world = world
         self._settings = settings
         self._logger = logger
@@ -73,6 +82,9 @@ class PulseAgent:
             world, roots, on_found=self._found, on_gone=self._gone, logger=logger, sandboxes_max=settings.sandboxes_max
         )
         self._pods: dict[str, Mapping[str, Pod]] = {"given": pods or {}}
+        has_stats = bool(settings.runtime_endpoint) and is_converted(settings) and "containers" not in settings.cadvisor_without
+        if has_stats:
+            self._intake.converter.await_stats()
         self._cri = (
             CriSource(
                 world,
@@ -80,6 +92,9 @@ class PulseAgent:
                 pod_labels=settings.pod_labels,
                 pod_annotations=settings.pod_annotations,
                 on_pods=lambda pods: self.describe("cri", pods),
+                on_stats=self._intake.take_stats if has_stats else None,
+                stats_interval_s=settings.interval_s,
+                is_shown=lambda identifier: self.store.get(identifier) is not None,
                 logger=logger,
             )
             if settings.runtime_endpoint
@@ -98,12 +113,24 @@ class PulseAgent:
             else None
         )
         self._policy = (
-            PolicyFile(world.disk, settings.policy_file, on_change=self._intake.adopt, logger=logger) if settings.policy_file else None
+            PolicyFile(world.disk, settings.policy_file, on_change=self._intake.adopt, clock=world.clock, logger=logger)
+            if settings.policy_file
+            else None
         )
         self.n_failures: dict[str, int] = {}
         """How often each part failed."""
         self._keeping: list[asyncio.Task[None]] = []
-        self._server = PulseServer(world, settings, self.store, self._client, facts=self._facts, logger=logger)
+        self._server = PulseServer(
+            world,
+            settings,
+            self.store,
+            self._client,
+            facts=self._facts,
+            attend=self._collector.attend,
+            policy=self._policy,
+            origins=origins,
+            logger=logger,
+        )
         self._pusher = self._make_pusher() if settings.push_url else None
 
     async def start(self) -> str:
@@ -209,10 +236,12 @@ class PulseAgent:
             n_overflows=found.n_overflows,
             n_refused=found.n_refused,
             cri_calls={} if runtime is None else {"ok": runtime.n_rounds, "error": runtime.n_failed},
+            cri_stats={} if runtime is None else {"ok": runtime.stats.n_rounds, "error": runtime.stats.n_failed},
             cri_up=None if runtime is None else runtime.state == "known",
             stages_s={"read": self._intake.read_s},
             failures=self.n_failures,
             push=None if self._pusher is None else self._pusher.statistics(),
+            merged=None if self.store.merged is None else self.store.merged.statistics(),
         )
 
     def _make_pusher(self) -> "Pusher":

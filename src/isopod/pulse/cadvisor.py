@@ -7,34 +7,43 @@ What is told, and at which level:
 
 - Pod level (container="", image="", name = the sandbox): everything. CPU, memory and disks are those of the whole guest, its kernel and
   agent included: what the sandbox costs.
-- Container level (the real name and image): CPU, memory and disks again, if the pod has exactly one container. Queries that select
-  container!="" (as the kubernetes-mixin does) find these, queries that select container="" the others; none finds both. With several
-  containers the guest does not say which of them did what: there is only the pod level.
+- Container level (the real name and image): what the pod's runtime counts of each container (`Inner`): CPU, memory, page faults, what is
+  written to its own layer; and when it was made. Of a pod with exactly one container the guest's figures stand there too, where the runtime
+  tells none. With several containers a guest does not say which of them did what. Queries that select container!="" (as the
+  kubernetes-mixin does) find these, queries that select container="" the pod's; none finds both.
 - Network is the pod's, as the kubelet has it, with the interface's name.
 
 Rules: what is not known is left out (`figures`). Counters are typed as counters, though Kata types everything as a gauge. Not here, since
 nobody tells it: container_tasks_state, container_ulimits_soft, container_sockets, pressure, a guest's throttling; nor machine_*, which is
 the kubelet's.
+A container's CPU time is counted by one of both for all of its life: a series that changed over would seem to begin anew (`OF_RUNTIME`).
+container_fs_inodes_used is called after the kubelet's name for volumes: cAdvisor has none for it.
 Source: cAdvisor's table of Prometheus metrics.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Final, Literal, NamedTuple
 
-from isopod.pulse.figures import MILLISECOND_S, STARTED, WANTED, Figures, measure, measure_local
+from isopod.pulse.figures import LAST_SEEN, MILLISECOND_S, STARTED, WANTED, Figures, measure, measure_local
 from isopod.pulse.labels import block
-from isopod.pulse.model import Families, Fragment, Kind, Labels, LocalContainer, Pod, Runtime, Values
+from isopod.pulse.model import Container, Families, Fragment, Kind, Labels, LocalContainer, Pod, Runtime, Values
 
 __all__ = [
     "FAMILIES",
     "GROUPS",
+    "OF_RUNTIME",
     "WANTED",
     "WHOLE",
+    "Blocks",
     "Group",
+    "Inner",
     "Part",
     "Shape",
     "Told",
+    "blocks_of",
     "cadvisor_labels",
+    "container_labels",
     "families",
     "families_of",
     "last_seen",
@@ -59,7 +68,7 @@ class Shape(NamedTuple):
     Args:
         groups: Which groups of families. Where the kubelet's own series of the same pods cannot be told apart by their job, one leaves out
             what it fills itself ("cpu" and "memory", from the host's cgroups).
-        containers: Whether a pod's only container has series of its own.
+        containers: Whether containers have series of their own.
     """
 
     groups: tuple[Group, ...] = GROUPS
@@ -75,7 +84,7 @@ def shape_without(parts: Sequence[Part]) -> Shape:
 
 
 class Told(NamedTuple):
-    """What is said about a family, and whether a pod's only container has it too."""
+    """What is said about a family, and whether a pod's only container has the guest's figures of it too."""
 
     group: Group
     kind: Kind
@@ -94,12 +103,14 @@ FAMILIES: Final[Mapping[str, Told]] = {
     "container_cpu_usage_seconds_total": Told("cpu", "counter", b"CPU time used, in seconds.", inner=True),
     "container_cpu_user_seconds_total": Told("cpu", "counter", b"CPU time spent outside of the kernel, in seconds.", inner=True),
     "container_file_descriptors": Told("process", "gauge", b"Open files of the sandbox's processes on the host."),
+    "container_fs_inodes_used": Told("disk", "gauge", b"Files and folders in the container's own layer."),
     "container_fs_io_current": Told("disk", "gauge", b"Operations under way.", inner=True),
     "container_fs_io_time_seconds_total": Told("disk", "counter", b"Time with operations under way, in seconds.", inner=True),
     "container_fs_io_time_weighted_seconds_total": Told("disk", "counter", b"The same, times the operations, in seconds.", inner=True),
     "container_fs_read_seconds_total": Told("disk", "counter", b"Time spent reading, in seconds.", inner=True),
     "container_fs_reads_bytes_total": Told("disk", "counter", b"Bytes read.", inner=True),
     "container_fs_reads_total": Told("disk", "counter", b"Reads completed.", inner=True),
+    "container_fs_usage_bytes": Told("disk", "gauge", b"Bytes that the container's own layer takes."),
     "container_fs_write_seconds_total": Told("disk", "counter", b"Time spent writing, in seconds.", inner=True),
     "container_fs_writes_bytes_total": Told("disk", "counter", b"Bytes written.", inner=True),
     "container_fs_writes_total": Told("disk", "counter", b"Writes completed.", inner=True),
@@ -129,6 +140,65 @@ FAMILIES: Final[Mapping[str, Told]] = {
     "container_threads_max": Told("process", "gauge", b"Threads it may have; 0 is no limit."),
 }
 """All families there are, in the order of their names."""
+
+OF_RUNTIME: Final = frozenset(
+    (
+        "container_cpu_usage_seconds_total",
+        "container_memory_failures_total",
+        "container_memory_rss",
+        "container_memory_usage_bytes",
+        "container_memory_working_set_bytes",
+    )
+)
+"""What a runtime tells of a container of which it tells anything: the guest's figures do not stand in for these, even if one is missing."""
+_STARTED: Final = frozenset((STARTED,))
+_NOTHING: Final[frozenset[str]] = frozenset()
+_NO_FIGURES: Final[Figures] = {}
+_PODS_CONTAINERS_MAX: Final = 256
+"""Of one pod: those beyond have no series of their own."""
+
+
+class Inner(NamedTuple):
+    """What the runtime says of a sandbox's containers.
+
+    Args:
+        figures: By the id of a container.
+        is_whole: Whether the runtime's word alone counts for the families of `OF_RUNTIME`.
+    """
+
+    figures: Mapping[str, Figures]
+    is_whole: bool
+
+
+class Blocks(NamedTuple):
+    """The labels of a sandbox and its containers as they stand in lines: made once, for they seldom change.
+
+    Args:
+        pod: Whose the sandbox is.
+        outer: At pod level.
+        copy: Of the pod's only container, "" if it has none or several, or one of which the runtime does not tell the name.
+        containers: Of each container that can be told from the others.
+    """
+
+    pod: Pod | None
+    outer: str
+    copy: str
+    containers: tuple[tuple[Container, str], ...]
+
+
+class _Row(NamedTuple):
+    """What is needed of a family to write it."""
+
+    name: str
+    begin: str
+    kind: Kind
+    help: bytes
+    inner: bool
+
+
+@lru_cache(1 << len(GROUPS))
+def _rows(groups: tuple[Group, ...]) -> tuple[_Row, ...]:
+    return tuple(_Row(name, f"{name}{{", told.kind, told.help, told.inner) for name, told in FAMILIES.items() if told.group in groups)
 
 
 def cadvisor_labels(identifier: str, pod: Pod | None) -> Labels:
@@ -177,7 +247,16 @@ def local_families(container: LocalContainer, *, now_ns: int = 0, shape: Shape =
     return families_of(measure_local(container), container.id, container.pod, now_ns=now_ns, shape=shape)
 
 
-def families_of(figures: Figures, identifier: str, pod: Pod | None, *, now_ns: int = 0, shape: Shape = WHOLE) -> Families:
+def families_of(
+    figures: Figures,
+    identifier: str,
+    pod: Pod | None,
+    *,
+    now_ns: int = 0,
+    shape: Shape = WHOLE,
+    inner: Inner | None = None,
+    blocks: Blocks | None = None,
+) -> Families:
     """Write figures.
 
     Args:
@@ -186,30 +265,76 @@ def families_of(figures: Figures, identifier: str, pod: Pod | None, *, now_ns: i
         pod: Whose it is; None while nobody has said.
         now_ns: When the figures came, since 1970; 0 leaves container_last_seen out.
         shape: How much is shown.
+        inner: What the runtime says of the containers.
+        blocks: The labels, if they are made already.
 
     Returns:
         By name, in the order of names. Empty if nothing was measured.
     """
-    outer = block(cadvisor_labels(identifier, pod)).decode()
-    inner = _inner_block(identifier, pod) if shape.containers else ""
-    figures = {**figures, **_times(pod, now_ns)} if figures else figures
+    if not figures:
+        return {}
+    outer, copy, more = _levels(blocks or blocks_of(identifier, pod), shape, inner)
     is_local = pod is not None and pod.source == "isopod"
-    groups = shape.groups
+    uncopied = _NOTHING if is_local else _STARTED if inner is None or not inner.is_whole else _STARTED | OF_RUNTIME
+    figures = {**figures, **_times(pod, now_ns)}
     found: Families = {}
-    for name, told in FAMILIES.items():
-        samples = figures.get(name)
-        if samples is None or told.group not in groups:
+    for name, begin, kind, told, is_inner in _rows(shape.groups):
+        samples = figures.get(name, ())
+        lines = more.get(name) if more else None
+        if not samples and lines is None:
             continue
-        lines = [f"{name}{{{outer}{extra}}} {number(value)}\n" for extra, value in samples]
-        if inner and told.inner and (is_local or name != STARTED):
-            lines += [f"{name}{{{inner}{extra}}} {number(value)}\n" for extra, value in samples]
-        found[name] = Fragment(told.kind, told.help, "".join(lines).encode(), len(lines))
+        is_copied = is_inner and copy and lines is None and name not in uncopied
+        text, n = "", 0
+        for extra, value in samples:
+            # As `number`, without its call: this is done fifty times for each sandbox and round.
+            shown: float = int(value) if value < 1e15 else float(value)
+            if shown != value:
+                shown = value
+            if is_copied:
+                text += f"{begin}{outer}{extra}}} {shown}\n{begin}{copy}{extra}}} {shown}\n"
+                n += 2
+            else:
+                text += f"{begin}{outer}{extra}}} {shown}\n"
+                n += 1
+        if lines is not None:
+            text += "".join(lines)
+            n += len(lines)
+        found[name] = Fragment(kind, told, text.encode(), n)
     return found
 
 
-def last_seen(identifier: str, pod: Pod | None, now_ns: int) -> Fragment:
-    """Return container_last_seen alone, for a sandbox whose figures came again unchanged."""
-    return families_of({"": ()}, identifier, pod, now_ns=now_ns, shape=Shape(("time",)))["container_last_seen"]
+def last_seen(
+    identifier: str, pod: Pod | None, now_ns: int, *, shape: Shape = WHOLE, inner: Inner | None = None, blocks: Blocks | None = None
+) -> Fragment:
+    """Return container_last_seen alone, for a sandbox whose figures came again unchanged. Arguments as of `families_of`."""
+    only = shape._replace(groups=("time",))
+    return families_of({"": ()}, identifier, pod, now_ns=now_ns, shape=only, inner=inner, blocks=blocks)[LAST_SEEN]
+
+
+def blocks_of(identifier: str, pod: Pod | None) -> Blocks:
+    """Return the labels of a sandbox and its containers.
+
+    Args:
+        identifier: The sandbox.
+        pod: Whose it is; None while nobody has said.
+    """
+    outer = block(cadvisor_labels(identifier, pod)).decode()
+    if pod is None:
+        return Blocks(pod, outer, "", ())
+    every = [(each, block(container_labels(identifier, pod, each)).decode()) for each in pod.containers[:_PODS_CONTAINERS_MAX] if each.name]
+    copy = every[0][1] if every and len(pod.containers) == 1 else ""
+    return Blocks(pod, outer, copy, tuple((each, labels) for each, labels in every if each.id))
+
+
+def container_labels(identifier: str, pod: Pod, container: Container) -> Labels:
+    """Return the labels at container level: as those at pod level, they stand first in each line.
+
+    Args:
+        identifier: The sandbox.
+        pod: Whose it is.
+        container: One of the pod's.
+    """
+    return _labels(container.id or identifier, pod, container=container.name, image=container.image)
 
 
 def number(value: float) -> str:
@@ -217,17 +342,31 @@ def number(value: float) -> str:
     return str(int(value)) if value < 1e15 and value == int(value) else repr(float(value))
 
 
+def _levels(blocks: Blocks, shape: Shape, inner: Inner | None) -> tuple[str, str, dict[str, list[str]]]:
+    """Return the labels at pod level, those of a container that shares the pod's figures, and by family the lines of the others' own."""
+    more: dict[str, list[str]] = {}
+    if not shape.containers:
+        return blocks.outer, "", more
+    for container, labels in blocks.containers:
+        if container.created_ns:
+            more.setdefault(STARTED, []).append(f"{STARTED}{{{labels}}} {number(container.created_ns / 1e9)}\n")
+        if inner is not None:
+            for name, samples in inner.figures.get(container.id, _NO_FIGURES).items():
+                more.setdefault(name, []).extend(f"{name}{{{labels}{extra}}} {number(value)}\n" for extra, value in samples)
+    return blocks.outer, blocks.copy, more
+
+
 def _times(pod: Pod | None, now_ns: int) -> Figures:
     """Return what the runtime and the clock say.
 
-    A CRI's sandbox is made once and never started again, so that its creation is its start. Its containers may be: of their start nothing
-    is known here. A node's container begins with each start, which its figures say.
+    A CRI's sandbox is made once and never started again, so that its creation is its start, as a container's is. A node's container begins
+    with each start, which its figures say.
     """
     times: Figures = {}
     if pod is not None and pod.created_ns and pod.source == "cri":
         times[STARTED] = (("", pod.created_ns / 1e9),)
     if now_ns:
-        times["container_last_seen"] = (("", round(now_ns / 1e9, 3)),)
+        times[LAST_SEEN] = (("", round(now_ns / 1e9, 3)),)
     return times
 
 
@@ -245,13 +384,3 @@ def _labels(identifier: str, pod: Pod | None, *, container: str, image: str) -> 
         ("namespace", namespace),
         ("pod", name),
     )
-
-
-def _inner_block(identifier: str, pod: Pod | None) -> str:
-    """Return the labels of a pod's only container, "" if it has none or several, or one of which the runtime does not tell the name."""
-    if pod is None or len(pod.containers) != 1:
-        return ""
-    only = pod.containers[0]
-    if not only.name:
-        return ""
-    return block(_labels(only.id or identifier, pod, container=only.name, image=only.image)).decode()

@@ -1,12 +1,16 @@
 """Collector: asks each sandbox's shim for its figures, once in each interval, without letting one disturb another.
 
-Each sandbox has a time of its own in the interval. A new one is asked at once, and then again after a random part of the interval; from
-there on exactly each interval, so that many that were found together do not stay together. One that fails is asked less often: after
+Each sandbox has its time in the interval, one of fifty. A new one is asked at once, and then again after a random part of the interval;
+from there on exactly each interval, so that many that were found together do not stay together. One that fails is asked less often: after
 1, 2, 4, 8 and then each 10 intervals (one that never answered: after 1, 2, 4... seconds first, since shims need a moment to begin), with
 some jitter, until it answers.
 
 At most `in_flight_max` requests are under way. A shim that took too long the last time is a suspect: suspects have a quarter of these
 places among themselves, so that however many hang, three quarters are there for the others.
+
+With `pause_after_s` shims are left alone while nobody asks for figures (asking costs the guest something): whose time comes then is parked.
+Who asks for figures next says so by `attend`, which has all that are parked asked at once, and waits for them; new sandboxes are asked
+once in any case.
 
 What is answered goes to `accept`, what fails to `reject`; whatever these raise is logged and counted, and the rounds go on.
 Not here: which sandboxes there are (`discovery`), how a shim is asked (`shims`), what an answer means (`intake`).
@@ -16,6 +20,7 @@ import asyncio
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -40,6 +45,9 @@ SUSPECTS_PART: Final = 4
 SPREAD: Final = (0.2, 1.0)
 """After which part of the interval a sandbox is asked for the second time."""
 JITTER: Final = (0.9, 1.0)
+STEPS: Final = 50
+"""At how many times of an interval sandboxes are asked: what is done for some together, with all that it needs still in the processor's
+caches, costs half of what it costs for each alone."""
 _EXPONENT_MAX: Final = 32
 
 
@@ -105,6 +113,9 @@ class Collector:
     ) -> None:
         self._chance = world.random.stream("pulse.collector")
         self._interval_s = settings.interval_s
+        self._step_s = settings.interval_s / STEPS
+        self._pause_after_s = settings.pause_after_s
+        self._waking_s = settings.request_s
         self._in_flight_max = settings.in_flight_max
         self._suspects_max = max(1, settings.in_flight_max // SUSPECTS_PART)
         self._client = client
@@ -116,6 +127,10 @@ class Collector:
         self._asked: dict[str, _Asked] = {}
         self._queue: OrderedDict[str, _Asked] = OrderedDict()
         self._suspects: OrderedDict[str, _Asked] = OrderedDict()
+        self._parked: dict[str, _Asked] = {}
+        self._waking: dict[str, _Asked] = {}
+        self._awake: asyncio.Future[None] | None = None
+        self._attended_s = self._loop.time()
         self._n_in_flight = self._n_suspects_in_flight = self._n_in_flight_peak = 0
         self._n_missed = self._n_bytes = self._n_intake_failures = 0
         self._requests: dict[str, int] = {OK: 0}
@@ -142,6 +157,8 @@ class Collector:
             return
         asked.is_gone = True
         self._stop_timer(asked)
+        self._parked.pop(identifier, None)
+        self._woken(identifier)
         if asked.is_queued:
             del (self._suspects if asked.is_suspect else self._queue)[identifier]
         if asked.task is not None:
@@ -154,6 +171,24 @@ class Collector:
         if asked is not None and asked.task is None:
             self._enqueue(asked)
 
+    async def attend(self) -> None:
+        """Go on asking shims, since somebody asks for figures; return when none is left whose time had come while nobody did.
+
+        At most a request's time is waited, however many there are: one that hangs is then shown as it was.
+        """
+        self._attended_s = self._loop.time()
+        if self._parked:
+            parked, self._parked = self._parked, {}
+            self._waking |= parked
+            if self._awake is None:
+                self._awake = self._loop.create_future()
+            for asked in parked.values():
+                self._enqueue(asked)
+        if self._awake is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._waking_s):
+                    await asyncio.shield(self._awake)
+
     async def run(self) -> None:
         """Ask until cancelled."""
         try:
@@ -161,7 +196,7 @@ class Collector:
                 self._group = group
                 try:
                     for asked in self._asked.values():
-                        if asked.task is None and asked.timer is None:
+                        if asked.task is None and asked.timer is None and asked.target.id not in self._parked:
                             self._enqueue(asked)
                     self._start_queued()
                     await self._loop.create_future()
@@ -189,9 +224,25 @@ class Collector:
 
     # --- when -------------------------------------------------------------------------------------------------------------------------
 
+    def _due(self, asked: _Asked) -> None:
+        """A sandbox's time has come: while nobody asks for figures, it is parked."""
+        if self._pause_after_s and self._loop.time() - self._attended_s >= self._pause_after_s:
+            asked.timer = None
+            self._parked[asked.target.id] = asked
+        else:
+            self._enqueue(asked)
+
+    def _woken(self, identifier: str) -> None:
+        """One of those that are waited for was asked, or is gone."""
+        self._waking.pop(identifier, None)
+        if not self._waking and self._awake is not None:
+            self._awake.set_result(None)
+            self._awake = None
+
     def _enqueue(self, asked: _Asked) -> None:
-        """A sandbox's time has come."""
+        """Have a sandbox asked as soon as there is a place."""
         self._stop_timer(asked)
+        self._parked.pop(asked.target.id, None)
         if not asked.is_queued:
             asked.is_queued = True
             (self._suspects if asked.is_suspect else self._queue)[asked.target.id] = asked
@@ -218,6 +269,7 @@ class Collector:
     def _ended(self, asked: _Asked, was_suspect: bool, _: object) -> None:
         """A request is over, well, badly or cancelled (also before it began)."""
         asked.task = None
+        self._woken(asked.target.id)
         self._n_in_flight -= 1
         self._n_suspects_in_flight -= was_suspect
         if not asked.is_gone and self._group is not None:
@@ -233,12 +285,16 @@ class Collector:
             asked.due_s = now_s + pause_s * self._chance.uniform(*JITTER)
         elif not asked.has_answered:
             asked.has_answered = True
-            asked.due_s = now_s + self._interval_s * self._chance.uniform(*SPREAD)
+            asked.due_s = self._together(now_s + self._interval_s * self._chance.uniform(*SPREAD))
         elif asked.due_s <= now_s:
             n_rounds = int((now_s - asked.due_s) // self._interval_s) + 1
             self._n_missed += n_rounds - 1
-            asked.due_s += n_rounds * self._interval_s
-        asked.timer = self._loop.call_at(asked.due_s, self._enqueue, asked)
+            asked.due_s = self._together(asked.due_s + n_rounds * self._interval_s)
+        asked.timer = self._loop.call_at(asked.due_s, self._due, asked)
+
+    def _together(self, due_s: float) -> float:
+        """Return the time next to another at which sandboxes are asked."""
+        return round(due_s / self._step_s) * self._step_s
 
     def _stop_timer(self, asked: _Asked) -> None:
         if asked.timer is not None:
@@ -265,6 +321,7 @@ class Collector:
         self._requests[word] = self._requests.get(word, 0) + 1
         self._durations[bisect_left(DURATION_BOUNDS_S, took_s)] += 1
         self._durations_sum_s += took_s
+        self._logger.debug("pulse.asked", sandbox=target.id, outcome=word, bytes=len(body), took_s=round(took_s, 6))
         if asked.is_gone:  # it went in the very moment of its answer
             return
         asked.n_failures = 0 if word == OK else asked.n_failures + 1

@@ -1,13 +1,40 @@
-"""Converter: what a shim said, taken in as cAdvisor's families and as a round of rates; remembers of each sandbox what that needs."""
+"""Converter: what a shim said, taken in as cAdvisor's families and as a round of rates; remembers of each sandbox what that needs.
 
-from isopod.pulse.cadvisor import WHOLE, Shape, families_of, measure, measure_local
+What a runtime says of containers (`take_stats`) is kept until it says something else, and stands in a sandbox's families from its next
+round on. Where a runtime tells such figures, a guest's do not stand in for them: not before the runtime was asked about the sandbox, and
+not after it told of it once, for a counter that changes over from one to the other would seem to begin anew.
+"""
+
+from typing import Final, NamedTuple
+
+from isopod.pulse.cadvisor import WHOLE, Blocks, Inner, Shape, blocks_of, families_of, last_seen, measure, measure_local
 from isopod.pulse.cpu_units import CpuUnits
-from isopod.pulse.model import Families, LocalContainer, Pod, Target, Values
+from isopod.pulse.figures import measure_container
+from isopod.pulse.model import ContainerStats, Families, Fragment, LocalContainer, Pod, SandboxStats, Target, Values
 from isopod.pulse.rates import Rates, sample_of
+
+_WITHHELD: Final = Inner({}, is_whole=True)
+"""Of a sandbox about which the runtime was not asked yet."""
+
+
+class _Told(NamedTuple):
+    """What a runtime says of a sandbox's containers. It is measured when it is shown: for all sandboxes at once it would be a long step.
+
+    Args:
+        rows: Its words.
+        before: Those of the round before.
+        seen_ns: When it said them, since 1970.
+        is_whole: Whether it ever said what a container of the sandbox uses.
+    """
+
+    rows: tuple[ContainerStats, ...]
+    before: tuple[ContainerStats, ...]
+    seen_ns: int
+    is_whole: bool
 
 
 class Converter:
-    """Keeps the units and the last rounds of all sandboxes.
+    """Keeps the units, the last rounds and the containers' figures of all sandboxes.
 
     Args:
         shape: How much is shown.
@@ -17,6 +44,9 @@ class Converter:
         self.units = CpuUnits()
         self.rates = Rates()
         self._shape = shape
+        self._has_stats = False
+        self._told: dict[str, _Told] = {}
+        self._blocks: dict[str, Blocks] = {}
 
     def take(self, target: Target, values: Values, pod: Pod | None, *, at_s: float, now_ns: int) -> Families:
         """Take in what a shim said, and return its container_* families.
@@ -31,7 +61,8 @@ class Converter:
         unit_s = self.units.unit_s(target.id, values, pod, runtime=target.runtime, at_s=at_s, now_ns=now_ns)
         figures = measure(values, cpu_unit_s=unit_s)
         self.rates.put(target.id, at_s, sample_of(figures))
-        return families_of(figures, target.id, pod, now_ns=now_ns, shape=self._shape)
+        inner, blocks = self._inner(target.id, pod), self._blocks_of(target.id, pod)
+        return families_of(figures, target.id, pod, now_ns=now_ns, shape=self._shape, inner=inner, blocks=blocks)
 
     def take_local(self, container: LocalContainer, *, at_s: float, now_ns: int) -> Families:
         """Take in the figures of a container that has no shim, and return its families.
@@ -43,13 +74,75 @@ class Converter:
         """
         figures = measure_local(container)
         self.rates.put(container.id, at_s, sample_of(figures))
-        return families_of(figures, container.id, container.pod, now_ns=now_ns, shape=self._shape)
+        blocks = self._blocks_of(container.id, container.pod)
+        return families_of(figures, container.id, container.pod, now_ns=now_ns, shape=self._shape, blocks=blocks)
 
     def again(self, identifier: str, at_s: float) -> None:
         """Take in that a shim said what it said before: nothing was used."""
         self.rates.again(identifier, at_s)
 
+    def last_seen(self, identifier: str, pod: Pod | None, now_ns: int) -> Fragment:
+        """Return container_last_seen of a sandbox whose shim said what it said before."""
+        inner, blocks = self._inner(identifier, pod), self._blocks_of(identifier, pod)
+        return last_seen(identifier, pod, now_ns, shape=self._shape, inner=inner, blocks=blocks)
+
+    def await_stats(self) -> None:
+        """Take in that a runtime will be asked what containers use."""
+        self._has_stats = True
+
+    def take_stats(self, stats: SandboxStats | None, *, now_ns: int) -> tuple[str, ...] | None:
+        """Take in what a runtime says of containers.
+
+        Args:
+            stats: Of all sandboxes about which it was asked; None if it tells nothing any more.
+            now_ns: When it said so, since 1970.
+
+        Returns:
+            The sandboxes whose families will be others now; None if that may be any.
+        """
+        if stats is None:
+            self._has_stats = False
+            self._told = {identifier: _Told((), (), 0, is_whole=True) for identifier, told in self._told.items() if told.is_whole}
+            return None
+        self._has_stats = True
+        changed = [identifier for identifier, rows in stats.items() if self._keep(identifier, rows, now_ns)]
+        for identifier in [each for each, told in self._told.items() if told.rows and each not in stats]:
+            self._keep(identifier, (), now_ns)
+            changed.append(identifier)
+        return tuple(changed)
+
     def forget(self, identifier: str) -> None:
         """Let go of a sandbox that is gone."""
         self.units.forget(identifier)
         self.rates.remove(identifier)
+        self._told.pop(identifier, None)
+        self._blocks.pop(identifier, None)
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _keep(self, identifier: str, rows: tuple[ContainerStats, ...], now_ns: int) -> bool:
+        """Keep what is said of a sandbox; return whether it is something else than before."""
+        known = self._told.get(identifier)
+        before, is_whole = ((), False) if known is None else (known.rows, known.is_whole)
+        self._told[identifier] = _Told(rows, before, now_ns, is_whole or any(_is_use(row) for row in rows))
+        return known is None or before != rows
+
+    def _inner(self, identifier: str, pod: Pod | None) -> Inner | None:
+        if pod is None or pod.source != "cri":
+            return None
+        told = self._told.get(identifier)
+        if told is None:
+            return _WITHHELD if self._has_stats else None
+        before = {row.id: row for row in told.before}
+        return Inner({row.id: measure_container(row, before.get(row.id), seen_ns=told.seen_ns) for row in told.rows}, told.is_whole)
+
+    def _blocks_of(self, identifier: str, pod: Pod | None) -> Blocks:
+        known = self._blocks.get(identifier)
+        if known is None or (known.pod is not pod and known.pod != pod):
+            known = self._blocks[identifier] = blocks_of(identifier, pod)
+        return known
+
+
+def _is_use(row: ContainerStats) -> bool:
+    """Tell whether a runtime says of a container what it uses, and not only what it has written."""
+    return row.cpu_ns is not None or row.usage_bytes is not None or row.working_set_bytes is not None

@@ -59,6 +59,10 @@ class CpuUnits:
             unit = self._look(identifier, _sums(values), at_s=at_s, age_s=_age_s(values, pod, now_ns))
         return UNIT_S[unit or "milliseconds"]
 
+    def known_s(self, identifier: str) -> float:
+        """Return a sandbox's unit in seconds, as `unit_s` said it last: milliseconds until it is known."""
+        return UNIT_S[self._decided.get(identifier, "milliseconds")]
+
     def forget(self, identifier: str) -> None:
         """Let go of a sandbox that is gone."""
         self._decided.pop(identifier, None)

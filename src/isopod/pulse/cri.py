@@ -6,8 +6,10 @@ is slow is asked less often: within those twenty seconds a pause is nine times a
 nothing of what is known; the next one begins with a new connection and with v1 of the interface, since a runtime that was restarted may be
 another one, after a pause that doubles and varies. An endpoint without a socket costs one look at the file and loads nothing.
 
-How a runtime is spoken to is a `Runtime`, which has one form: grpcio's asyncio client (`cri_client`), on the host. The simulation has no
-CRI; what is in this file runs there too.
+What containers use is asked beside these rounds (`cri_stats`), over the same connection.
+
+How a runtime is spoken to is a `Runtime` (`cri_runtime`), which has one form: grpcio's asyncio client (`cri_client`), on the host. The
+simulation has no CRI; what is in this file runs there too.
 
 Rules: every call has a deadline; nothing that a runtime says or does ends `run`.
 Source: Kubernetes' Container Runtime Interface, v1 and v1alpha2.
@@ -16,71 +18,36 @@ Source: Kubernetes' Container Runtime Interface, v1 and v1alpha2.
 import asyncio
 import traceback
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Final, Literal, NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, Literal, NamedTuple
 
-from isopod.pulse.model import Pod
-from isopod.pulse.pods import ContainerRow, PodRow, Wanted, join, wanted
+from isopod.pulse.cri_runtime import APIS, PACE, Api, OpenRuntime, Pace, Runtime, RuntimeFacts, timed
+from isopod.pulse.cri_stats import Connection, StatsRounds, StatsStatistics
+from isopod.pulse.model import Pod, SandboxStats
+from isopod.pulse.pods import join, wanted
 from isopod.runtime.logger import Logger
-from isopod.world.errors import DeadlineExceeded, InvalidArgument, IsopodError, NotStarted, Unsupported
+from isopod.runtime.tasks import TaskGroup
+from isopod.world.errors import InvalidArgument, IsopodError, NotStarted, Unsupported
 from isopod.world.world import World
 
-T = TypeVar("T")
-Api = Literal["v1", "v1alpha2"]
+__all__ = [
+    "APIS",
+    "PACE",
+    "PODS_MAX",
+    "Api",
+    "CriSource",
+    "CriStatistics",
+    "OpenRuntime",
+    "Pace",
+    "Runtime",
+    "RuntimeFacts",
+    "open_by_grpc",
+    "socket_path",
+]
+
 State = Literal["away", "failing", "known"]
-APIS: Final[tuple[Api, ...]] = ("v1", "v1alpha2")
 PODS_MAX: Final = 20_000
 SOCKET_PATH_BYTES_MAX: Final = 107
-
-
-class Pace(NamedTuple):
-    """How often and how long a runtime is asked. Times are in seconds."""
-
-    soon_s: float = 0.1
-    """Wakes within so long make one round, and it is the first pause after one."""
-    refresh_s: float = 20.0
-    """The longest pause between two rounds."""
-    call_s: float = 5.0
-    """The deadline of each call, connecting included."""
-    look_s: float = 1.0
-    """How often an endpoint that is not there is looked for, and the shortest pause after a failure that a wake can cut."""
-    retry_first_s: float = 0.5
-    retry_max_s: float = 30.0
-    share: float = 9.0
-    """A pause is at least so many times as long as the round before it."""
-
-
-PACE: Final = Pace()
-
-
-class RuntimeFacts(NamedTuple):
-    """What a runtime says of itself."""
-
-    name: str
-    version: str
-
-
-class Runtime(Protocol):
-    """A connection to a runtime that is made when it is first used. Who opened it closes it.
-
-    Every call raises Unsupported if the runtime does not speak that version of the interface, else whatever IsopodError fits.
-    """
-
-    async def version(self, api: Api) -> RuntimeFacts:
-        """Return what it is."""
-
-    async def pods(self, api: Api, want: Wanted) -> Sequence[PodRow]:
-        """Return all sandboxes, with no more of labels and annotations than is wanted."""
-
-    async def containers(self, api: Api) -> Sequence[ContainerRow]:
-        """Return the containers that run."""
-
-    async def close(self) -> None:
-        """End the connection."""
-
-
-OpenRuntime = Callable[[World, str], Awaitable[Runtime]]
-"""Opens the runtime behind a socket's path."""
 
 
 class CriStatistics(NamedTuple):
@@ -102,6 +69,8 @@ class CriStatistics(NamedTuple):
     took_s: float
     known_s: float | None
     """When a round last succeeded."""
+    stats: StatsStatistics = StatsStatistics()
+    """Of the rounds that ask what containers use."""
 
 
 class CriSource:
@@ -112,10 +81,13 @@ class CriSource:
         endpoint: Its socket: a path, with or without "unix://" before it.
         on_pods: Told after every round that changed something; it gets all pods. A pod that is not among them any more is one that the
             runtime has removed.
+        on_stats: Told what containers have used (`cri_stats`), None once that is not known any more; without it nobody asks for that.
         logger: Told of the runtime's comings and goings.
         pod_labels: Labels of pods to keep, by name.
         pod_annotations: The same of annotations.
         pace: How often it asks, and for how long.
+        stats_interval_s: How often it asks what containers use.
+        is_shown: Of which sandboxes; of those alone it is told.
         open_runtime: How to connect.
 
     Raises:
@@ -129,9 +101,12 @@ class CriSource:
         *,
         on_pods: Callable[[dict[str, Pod]], None],
         logger: Logger,
+        on_stats: Callable[[SandboxStats | None], None] | None = None,
         pod_labels: Sequence[str] = (),
         pod_annotations: Sequence[str] = (),
         pace: Pace = PACE,
+        stats_interval_s: float = 60.0,
+        is_shown: Callable[[str], bool] = lambda _: True,
         open_runtime: OpenRuntime | None = None,
     ) -> None:
         self.path = socket_path(endpoint)
@@ -156,6 +131,21 @@ class CriSource:
         self._error = ""
         self._took_s = 0.0
         self._known_s: float | None = None
+        self._stats = (
+            StatsRounds(
+                world,
+                self.path,
+                connection=self._connection,
+                pods=lambda: self._pods,
+                is_shown=is_shown,
+                on_stats=on_stats,
+                logger=logger,
+                interval_s=stats_interval_s,
+                pace=pace,
+            )
+            if on_stats is not None
+            else None
+        )
 
     def wake(self) -> None:
         """Ask soon: there is a sandbox of which nothing is known yet."""
@@ -176,22 +166,36 @@ class CriSource:
             error=self._error,
             took_s=self._took_s,
             known_s=self._known_s,
+            stats=StatsStatistics() if self._stats is None else self._stats.statistics(),
         )
 
     async def run(self) -> None:
         """Ask until cancelled."""
-        fresh_s = pause_s = self._pace.soon_s / 2  # the first pause is twice this
         try:
-            while True:
-                self._woken.clear()
-                is_known = await self._round()
-                pause_s = self._next_pause_s(pause_s) if is_known else fresh_s
-                if await self._rest(pause_s if is_known else self._retry_s()):
-                    pause_s = fresh_s
+            async with TaskGroup("cri") as group:
+                if self._stats is not None:
+                    group.create_task(self._stats.run(), name="cri stats")
+                await self._follow()
         finally:
             await self._disconnect()
 
     # --- inside -------------------------------------------------------------------------------------------------------
+
+    async def _follow(self) -> None:
+        """Ask whose the sandboxes are until cancelled."""
+        fresh_s = pause_s = self._pace.soon_s / 2  # the first pause is twice this
+        while True:
+            self._woken.clear()
+            is_known = await self._round()
+            if self._stats is not None:
+                self._stats.look()
+            pause_s = self._next_pause_s(pause_s) if is_known else fresh_s
+            if await self._rest(pause_s if is_known else self._retry_s()):
+                pause_s = fresh_s
+
+    def _connection(self) -> Connection | None:
+        """Return how the runtime is reached, None while it does not answer."""
+        return None if self._runtime is None or self._api is None or self._state != "known" else Connection(self._runtime, self._api)
 
     async def _round(self) -> bool:
         """Ask once; return whether the answer is there."""
@@ -222,8 +226,8 @@ class CriSource:
         if self._api is None:
             self._facts, self._api = await self._agree(runtime)
         api = self._api
-        pods = await self._timed("ListPodSandbox", runtime.pods(api, self._want))
-        containers = await self._timed("ListContainers", runtime.containers(api))
+        pods = await timed("ListPodSandbox", self.path, runtime.pods(api, self._want), self._pace.call_s)
+        containers = await timed("ListContainers", self.path, runtime.containers(api), self._pace.call_s)
         found = join(pods, containers, self._want, pods_max=PODS_MAX)
         if found != self._pods or self._known_s is None:
             self._on_pods(dict(found))
@@ -233,17 +237,10 @@ class CriSource:
         """Find the newest version of the interface that a runtime speaks."""
         for api in APIS:
             try:
-                return await self._timed("Version", runtime.version(api)), api
+                return await timed("Version", self.path, runtime.version(api), self._pace.call_s), api
             except Unsupported:
                 self._logger.debug("cri.other_version", endpoint=self.path, api=api)
         raise Unsupported(f"the CRI at {self.path}", f"it answers to none of {' and '.join(APIS)}", "is containerd's cri plugin disabled?")
-
-    async def _timed(self, name: str, call: Awaitable[T]) -> T:
-        try:
-            async with asyncio.timeout(self._pace.call_s):
-                return await call
-        except TimeoutError:
-            raise DeadlineExceeded(f"{name} of {self.path}", self._pace.call_s) from None
 
     def _fail(self, error: Exception, begun_s: float) -> None:
         self._took_s = self._now_s() - begun_s

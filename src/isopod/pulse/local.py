@@ -15,7 +15,7 @@ Rules: every call has a deadline; nothing that a node says or does ends `run`.
 import asyncio
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 from isopod.api import messages as m
@@ -26,6 +26,7 @@ from isopod.net.rpc import Client
 from isopod.pulse.model import Container, LocalContainer, LocalDetails, LocalDevice, LocalInterface, Pod
 from isopod.pulse.pods import Wanted, allowed, wanted
 from isopod.runtime.logger import Logger
+from isopod.runtime.scheduling import maybe_yield
 from isopod.world.errors import DeadlineExceeded, Disconnected, IsopodError, NotStarted
 from isopod.world.world import World
 
@@ -68,7 +69,7 @@ class LocalSource:
         world: Where the node is.
         node_socket: Its socket's path.
         on_pods: Told after every round that changed something; it gets all that run, by their ids.
-        on_containers: Told after every round; it gets the figures of all that could be measured.
+        on_containers: Told after every round; it gets the figures of all that could be measured. The next round waits for it.
         logger: Told of the node's comings and goings.
         pod_labels: Labels of containers to keep, by name.
         interval_s: How often figures are asked for.
@@ -81,7 +82,7 @@ class LocalSource:
         node_socket: str,
         *,
         on_pods: Callable[[dict[str, Pod]], None],
-        on_containers: Callable[[tuple[LocalContainer, ...]], None],
+        on_containers: Callable[[tuple[LocalContainer, ...]], Awaitable[None] | None],
         logger: Logger,
         pod_labels: Sequence[str] = (),
         interval_s: float = INTERVAL_S,
@@ -167,6 +168,7 @@ class LocalSource:
         pods = {record.id: pod_of(record, self._want) for record in listed.containers}
         figures: dict[str, LocalContainer] = {}
         for record in listed.containers:
+            await maybe_yield()
             found = figures_of(record, pods[record.id], usage.get(record.id))
             known = self._figures.get(record.id)
             if found is None and known is not None:
@@ -175,8 +177,10 @@ class LocalSource:
                 figures[record.id] = found
         if pods != self._pods or self._known_s is None:
             self._on_pods(dict(pods))
-        self._on_containers(tuple(figures.values()))
         self._pods, self._figures = pods, figures
+        taking = self._on_containers(tuple(figures.values()))
+        if taking is not None:
+            await taking
         self._took_s, self._known_s = self._now_s() - begun_s, self._now_s()
         self._n_rounds += 1
         if self._state != "known":

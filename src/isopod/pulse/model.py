@@ -9,6 +9,8 @@ fragments of a family one behind another. What was made of it for a coding is ke
 
 from typing import Final, Literal, NamedTuple
 
+import msgspec
+
 Kind = Literal["counter", "gauge", "histogram", "summary", "untyped"]
 Labels = tuple[tuple[str, str], ...]
 Runtime = Literal["go", "rust", "isopod"]
@@ -28,11 +30,36 @@ class Root(NamedTuple):
 
 
 class Container(NamedTuple):
-    """A container of a pod, as its runtime lists it. `image` is the reference it was made from."""
+    """A container of a pod, as its runtime lists it. `image` is the reference it was made from; `created_ns` 0 is unknown."""
 
     id: str
     name: str
     image: str
+    created_ns: int = 0
+
+
+class ContainerStats(NamedTuple):
+    """What a container has used, as its runtime counts it; None for what the runtime does not say."""
+
+    id: str
+    cpu_ns: int | None = None
+    working_set_bytes: int | None = None
+    usage_bytes: int | None = None
+    rss_bytes: int | None = None
+    available_bytes: int | None = None
+    """What its memory limit leaves; 0 without a limit."""
+    page_faults: int | None = None
+    major_page_faults: int | None = None
+    swap_bytes: int | None = None
+    written_bytes: int | None = None
+    """What its writable layer takes."""
+    written_inodes: int | None = None
+    mountpoint: str = ""
+    """Of the filesystem on which that layer is."""
+
+
+SandboxStats = dict[str, tuple[ContainerStats, ...]]
+"""By sandbox, what its containers have used; empty for one of whose containers the runtime says nothing."""
 
 
 class Pod(NamedTuple):
@@ -117,8 +144,8 @@ class Target(NamedTuple):
     socket: str
 
 
-class Fragment:
-    """One family of one sandbox.
+class Fragment(msgspec.Struct, eq=False, gc=False):
+    """One family of one sandbox. There are a hundred thousand of them: they refer to nothing that refers to them.
 
     Args:
         kind: Its type.
@@ -126,18 +153,17 @@ class Fragment:
         text: Its sample lines in text format 0.0.4, each ended by a newline; no comment lines.
         n_series: Its lines.
         open_text: The same in OpenMetrics where that differs (exemplars, timestamps in seconds), else None.
+        deflated: Its text packed for gzip, once somebody asked for it.
+        zstd: The same for zstd.
     """
 
-    __slots__ = ("deflated", "help", "kind", "n_series", "open_text", "text", "zstd")
-
-    def __init__(self, kind: Kind, help: bytes, text: bytes, n_series: int, open_text: bytes | None = None) -> None:  # noqa: A002, PLR0917 - the format's word; made by the hundred thousand
-        self.kind: Kind = kind
-        self.help = help
-        self.text = text
-        self.n_series = n_series
-        self.open_text = open_text
-        self.deflated: Deflated | None = None
-        self.zstd: bytes | None = None
+    kind: Kind
+    help: bytes
+    text: bytes
+    n_series: int
+    open_text: bytes | None = None
+    deflated: "Deflated | None" = None
+    zstd: bytes | None = None
 
 
 class Deflated(NamedTuple):
@@ -181,6 +207,7 @@ class Query(NamedTuple):
         namespace: One namespace.
         pod: One pod's name.
         prefixes: Families whose name begins so.
+        names: Families of these very names.
         matches: Series selectors in Prometheus' syntax; a series is wanted if any of them matches.
     """
 
@@ -189,4 +216,5 @@ class Query(NamedTuple):
     namespace: str = ""
     pod: str = ""
     prefixes: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
     matches: tuple[str, ...] = ()

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from isopod.pulse.cri import socket_path
-from isopod.pulse.settings import PulseSettings
+from isopod.pulse.settings import Given, PulseSettings
 from isopod.world.errors import InvalidArgument
 
 SECONDS_MAX: Final = 86_400
@@ -48,9 +48,12 @@ FLAGS: Final = (
     Flag("view", "view"),
     Flag("cadvisor-without", "cadvisor_without"),
     Flag("strict-compat", "strict_compat", is_switch=True),
+    Flag("base-units", "base_units", is_switch=True),
+    Flag("merge-histograms", "merge_histograms", is_switch=True),
     Flag("pod-label", "pod_labels"),
     Flag("pod-annotation", "pod_annotations"),
     Flag("policy-file", "policy_file"),
+    Flag("pause-after", "pause_after_s"),
     Flag("keep-rounds", "keep_rounds"),
     Flag("shards", "shards"),
     Flag("in-flight-max", "in_flight_max"),
@@ -61,6 +64,8 @@ FLAGS: Final = (
     Flag("tls-min-version", "tls_min_version"),
     Flag("tls-cipher-suites", "tls_cipher_suites"),
     Flag("token-file", "token_file"),
+    Flag("basic-auth-file", "basic_auth_file"),
+    Flag("enable-lifecycle", "enable_lifecycle", is_switch=True),
     Flag("pprof", "pprof", is_switch=True),
     Flag("push-url", "push_url"),
     Flag("push-interval", "push_interval_s"),
@@ -81,7 +86,12 @@ _FALSE: Final = ("false", "0", "no", "off")
 
 
 def settings_from(words: Sequence[str], environment: Mapping[str, str]) -> PulseSettings:
-    """Return the settings.
+    """Return the settings. Args and Raises as `read_settings`."""
+    return read_settings(words, environment).settings
+
+
+def read_settings(words: Sequence[str], environment: Mapping[str, str]) -> Given:
+    """Return the settings, and where they came from.
 
     Args:
         words: Flags and values.
@@ -91,19 +101,22 @@ def settings_from(words: Sequence[str], environment: Mapping[str, str]) -> Pulse
         InvalidArgument: A flag is unknown, or a value makes no sense.
     """
     told: dict[str, Any] = {}  # of many types, checked by the struct
+    origins: dict[str, str] = {}
     for flag in FLAGS:
         for variable in (flag.variable, f"ISOPOD_PULSE_{flag.field.upper()}"):
             value = environment.get(variable, "") if variable else ""
             if value:
                 told[flag.field] = _value(flag, value, variable)
+                origins[flag.field] = f"variable {variable}"
     several: dict[str, tuple[str, ...]] = {}
     for flag, value in _pairs(words):
+        origins[flag.field] = f"flag --{flag.name}"
         if flag.field in _LISTS:
             several[flag.field] = (*several.get(flag.field, ()), *_value(flag, value, f"--{flag.name}"))
         else:
             told[flag.field] = _value(flag, value, f"--{flag.name}")
     try:
-        return msgspec.convert({**told, **several}, PulseSettings)
+        return Given(msgspec.convert({**told, **several}, PulseSettings), origins)
     except msgspec.ValidationError as error:
         raise InvalidArgument("pulse setting", str(error), "see `isopod pulse --help`") from None
 
@@ -134,7 +147,9 @@ def _value(flag: Flag, text: str, source: str) -> Any:
         word = text.lower()
         level = _LEVELS.get(word, word)
         return level if level in LEVELS else "info"
-    if flag.field in ("interval_s", "request_s", "push_interval_s", "push_timeout_s"):
+    if flag.field == "pause_after_s" and text == "0":
+        return 0.0
+    if flag.field in ("pause_after_s", "interval_s", "request_s", "push_interval_s", "push_timeout_s"):
         return _seconds(text, source)
     if flag.field in ("keep_rounds", "in_flight_max", "shards", "push_queue_bytes_max"):
         if not (text.isascii() and text.isdigit()) or len(text) > (

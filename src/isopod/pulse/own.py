@@ -11,7 +11,7 @@ Durations are whole milliseconds, cut off, as kata-monitor observes them.
 import asyncio
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from isopod.pulse.labels import block, kata_labels
 from isopod.pulse.model import Families, Fragment, Kind, Pod
@@ -19,6 +19,9 @@ from isopod.pulse.rates import Row
 from isopod.pulse.store import Entry, Store
 from isopod.world.kernel import ProcessFigures
 from isopod.world.world import World
+
+if TYPE_CHECKING:
+    from isopod.pulse.histograms import MergeFacts
 
 SCRAPE_BOUNDS_MS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 PROCESS_S: Final = 10.0
@@ -79,10 +82,12 @@ class Facts(NamedTuple):
         n_overflows: How often inotify lost events.
         n_refused: Folders that are no sandboxes' for their names.
         cri_calls: Calls of the runtime endpoint by outcome: "ok", "error".
+        cri_stats: The same of rounds that ask what containers use.
         cri_up: Whether it answered last, None without one.
         stages_s: Processor time by stage ("read", "collect", ...).
         failures: Failures of the agent's parts, by part.
         push: What was sent by remote write, None without a receiver.
+        merged: Of histograms, what was merged; None if none are.
     """
 
     roots: Mapping[str, bool] = {}
@@ -93,10 +98,12 @@ class Facts(NamedTuple):
     n_overflows: int = 0
     n_refused: int = 0
     cri_calls: Mapping[str, int] = {}
+    cri_stats: Mapping[str, int] = {}
     cri_up: bool | None = None
     stages_s: Mapping[str, float] = {}
     failures: Mapping[str, int] = {}
     push: PushFacts | None = None
+    merged: "MergeFacts | None" = None
 
 
 class Own:
@@ -171,7 +178,7 @@ class Own:
         try:
             self._process = await self._world.kernel.process_figures()
             self._process_ns = now_ns
-        except OSError:  # no descriptor left for /proc, for one: a scrape is worth more than these five figures
+        except OSError:  # no descriptor left for /proc, for one: a scrape is worth more than these figures
             self._process_ns = now_ns
         finally:
             self._is_asking = False
@@ -190,6 +197,8 @@ class Own:
             self._facts(sheet, facts)
             if facts.push is not None:
                 _push_families(sheet, facts.push)
+            if facts.merged is not None:
+                _merge_families(sheet, facts.merged)
             self._scrapes(sheet)
             self.sandboxes(sheet, self._store.entries())
         return sheet.families()
@@ -234,10 +243,14 @@ class Own:
         if process is None:
             return
         add(f"{_STRICT}process_cpu_seconds_total", "counter", "Processor time.", process.cpu_user_s + process.cpu_system_s)
+        add(f"{_STRICT}process_max_fds", "gauge", "File descriptors that may be open.", process.n_fds_max)
+        add(f"{_STRICT}process_network_receive_bytes_total", "counter", "Received over IP, by its namespace.", process.ip_received_bytes)
+        add(f"{_STRICT}process_network_transmit_bytes_total", "counter", "Sent over IP, by its namespace.", process.ip_sent_bytes)
         add(f"{_STRICT}process_open_fds", "gauge", "Open file descriptors.", process.n_fds)
         add(f"{_STRICT}process_resident_memory_bytes", "gauge", "Resident memory.", process.resident_bytes)
         add(f"{_STRICT}process_start_time_seconds", "gauge", "When the agent started, since the Unix epoch.", self._started_s)
         add(f"{_STRICT}process_virtual_memory_bytes", "gauge", "Address space.", process.virtual_bytes)
+        add(f"{_STRICT}process_virtual_memory_max_bytes", "gauge", "Address space that it may have.", process.virtual_bytes_max)
 
     def _n_shims(self) -> int:
         return sum(entry.runtime != "isopod" for entry in self._store.entries())
@@ -298,6 +311,8 @@ class Own:
         add("kata_pulse_sandboxes_refused_total", "counter", "Folders left aside for their names.", facts.n_refused)
         for outcome, n in sorted(facts.cri_calls.items()):
             add("kata_pulse_cri_calls_total", "counter", "Calls of the runtime endpoint.", n, outcome=outcome)
+        for outcome, n in sorted(facts.cri_stats.items()):
+            add("kata_pulse_cri_stats_rounds_total", "counter", "Rounds that asked what containers use.", n, outcome=outcome)
         if facts.cri_up is not None:
             add("kata_pulse_cri_up", "gauge", "Whether the runtime endpoint answered last.", int(facts.cri_up))
         for part, n in sorted(facts.failures.items()):
@@ -331,6 +346,12 @@ def _push_families(sheet: "Sheet", push: PushFacts) -> None:
     add("kata_pulse_push_queued_bytes", "gauge", "Bytes of requests of remote write that wait.", push.queued_bytes)
     if push.success_s is not None:
         add("kata_pulse_push_last_success_timestamp_seconds", "gauge", "When a request of remote write was taken last.", push.success_s)
+
+
+def _merge_families(sheet: "Sheet", merged: "MergeFacts") -> None:
+    sheet.add("kata_pulse_merged_histograms", "gauge", "Histograms that are shown once for all sandboxes.", merged.n_merged)
+    for reason, n in sorted(merged.apart.items()):
+        sheet.add("kata_pulse_unmerged_histograms", "gauge", "Histograms that stay with their sandboxes.", n, reason=reason)
 
 
 class Sheet:

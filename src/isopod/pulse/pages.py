@@ -56,7 +56,7 @@ _TYPES: Final[Mapping[PageKind, str]] = {
     "json": "application/json",
 }
 _TEXT: Final[HeaderPairs] = (("content-type", _TYPES["text"]), ("cache-control", "no-store"), *HEADERS)
-_LINKED: Final = ("/", "/metrics", "/metrics/cadvisor", "/metrics/resource", "/sandboxes", "/targets", "/top", "/readyz")
+_LINKED: Final = ("/", "/metrics", "/metrics/cadvisor", "/metrics/resource", "/sandboxes", "/targets", "/top", "/config", "/readyz")
 
 
 class SandboxRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -241,13 +241,13 @@ def index(kind: PageKind, routes: Mapping[str, str]) -> Response:
         routes: Descriptions by path.
     """
     if kind == "json":
-        return _json({"endpoints": [{"path": path, "description": told} for path, told in routes.items()]})
+        return as_json({"endpoints": [{"path": path, "description": told} for path, told in routes.items()]})
     if kind == "html":
         items = "".join(
             f"<li><b>{_link(path) if path in _LINKED else escaped(path)}</b>: {escaped(told)}</li>\n" for path, told in routes.items()
         )
         return page("isopod pulse", f"<h1>Available HTTP endpoints:</h1>\n<ul>\n{items}</ul>\n")
-    return _plain("Available HTTP endpoints:\n" + endpoint_lines(routes))
+    return plain("Available HTTP endpoints:\n" + endpoint_lines(routes))
 
 
 def endpoint_lines(routes: Mapping[str, str]) -> str:
@@ -259,11 +259,11 @@ def endpoint_lines(routes: Mapping[str, str]) -> str:
 def sandboxes(kind: PageKind, rows: Sequence[SandboxRow]) -> Response:
     """Return the sandboxes there are."""
     if kind == "json":
-        return _json({"sandboxes": rows})
+        return as_json({"sandboxes": rows})
     if kind == "html":
-        body = _table(_SANDBOXES, rows, _actions) if rows else f"<p>{NO_SANDBOXES}</p>\n"
+        body = drawn(_SANDBOXES, rows, _actions) if rows else f"<p>{NO_SANDBOXES}</p>\n"
         return page("Sandboxes", f"<h1>Sandboxes</h1>\n{body}")
-    return _plain("".join(_block(row) for row in rows) if rows else f"{NO_SANDBOXES}\n")
+    return plain("".join(_block(row) for row in rows) if rows else f"{NO_SANDBOXES}\n")
 
 
 def targets(kind: PageKind, rows: Sequence[TargetRow]) -> Response:
@@ -278,7 +278,7 @@ def top(kind: PageKind, rows: Sequence[Row]) -> Response:
 
 def page(title: str, body: str) -> Response:
     """Return a page of HTML around a body whose texts are escaped already."""
-    links = "".join(_link(path) for path in ("/", "/metrics", "/sandboxes", "/targets", "/top"))
+    links = "".join(_link(path) for path in ("/", "/metrics", "/sandboxes", "/targets", "/top", "/config"))
     content = (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escaped(title)}</title>\n<style>{STYLE}</style>\n'
         f"</head>\n<body>\n<nav>{links}</nav>\n{body}</body>\n</html>\n"
@@ -314,12 +314,12 @@ def escaped(content: str) -> str:
 def _tabular(kind: PageKind, table: Table, rows: Sequence[msgspec.Struct]) -> Response:
     columns = table.columns
     if kind == "json":
-        return _json({table.key: rows})
+        return as_json({table.key: rows})
     if kind == "html":
-        body = _table(columns, rows) if rows else f"<p>{NO_SANDBOXES}</p>\n"
+        body = drawn(columns, rows) if rows else f"<p>{NO_SANDBOXES}</p>\n"
         return page(table.title, f"<h1>{escaped(table.title)}</h1>\n{body}")
     if not rows:
-        return _plain(f"{NO_SANDBOXES}\n")
+        return plain(f"{NO_SANDBOXES}\n")
     cells = [[column.title for column in columns], *([_cell(row, column) for column in columns] for row in rows)]
     widths = [max(len(line[number]) for line in cells) for number in range(len(columns))]
     lines = []
@@ -328,10 +328,17 @@ def _tabular(kind: PageKind, table: Table, rows: Sequence[msgspec.Struct]) -> Re
             word.rjust(width) if column.is_number else word.ljust(width) for word, width, column in zip(line, widths, columns, strict=True)
         ]
         lines.append("  ".join(words).rstrip() + "\n")
-    return _plain("".join(lines))
+    return plain("".join(lines))
 
 
-def _table(columns: Sequence[Column], rows: Sequence[msgspec.Struct], actions: Callable[[T], str] | None = None) -> str:
+def drawn(columns: Sequence[Column], rows: Sequence[msgspec.Struct], actions: Callable[[T], str] | None = None) -> str:
+    """Return rows as a table of HTML.
+
+    Args:
+        columns: What is shown of each.
+        rows: They.
+        actions: Makes the links of a row, as HTML.
+    """
     heads = "".join(f'<th class="number">{column.title}</th>' if column.is_number else f"<th>{column.title}</th>" for column in columns)
     lines = [f"<table>\n<tr>{heads}{'<th>Actions</th>' if actions else ''}</tr>\n"]
     for row in rows:
@@ -373,11 +380,13 @@ def _link(path: str) -> str:
     return f'<a href="{escaped(path)}">{escaped(path)}</a>'
 
 
-def _plain(content: str) -> Response:
+def plain(content: str) -> Response:
+    """Return a page as text, which can be had in other forms too."""
     return Response(200, _headers("text"), content.encode("utf-8", "backslashreplace"))
 
 
-def _json(value: object) -> Response:
+def as_json(value: object) -> Response:
+    """Return a page as JSON."""
     return Response(200, _headers("json"), msgspec.json.encode(value) + b"\n")
 
 

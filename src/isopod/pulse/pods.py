@@ -36,12 +36,13 @@ class PodRow(NamedTuple):
 
 
 class ContainerRow(NamedTuple):
-    """A container as its runtime lists it."""
+    """A container as its runtime lists it. Times are in nanoseconds since the epoch."""
 
     id: str
     pod_id: str
     name: str
     image: str
+    created_ns: int = 0
 
 
 def wanted(labels: Sequence[str], annotations: Sequence[str]) -> Wanted:
@@ -60,13 +61,13 @@ def join(pods: Iterable[PodRow], containers: Iterable[ContainerRow], want: Wante
 
     Args:
         pods: What the runtime lists; of two with one id the last counts.
-        containers: The containers; those of no pod in the list are left out.
+        containers: The containers; those of no pod in the list are left out, and of two with one id the last counts.
         want: What to keep of labels and annotations.
         pods_max: Those beyond so many are left out.
     """
     of_pod: dict[str, list[Container]] = {}
-    for row in containers:
-        of_pod.setdefault(row.pod_id, []).append(Container(row.id, row.name, row.image))
+    for row in _once(containers):
+        of_pod.setdefault(row.pod_id, []).append(Container(row.id, row.name, row.image, row.created_ns))
     found: dict[str, Pod] = {}
     for pod in pods:
         if not 0 < len(pod.id) <= ID_BYTES_MAX or (len(found) >= pods_max and pod.id not in found):
@@ -82,6 +83,12 @@ def join(pods: Iterable[PodRow], containers: Iterable[ContainerRow], want: Wante
             containers=tuple(sorted(of_pod.get(pod.id, ()), key=lambda each: (each.name, each.id))),
         )
     return found
+
+
+def _once(rows: Iterable[ContainerRow]) -> Iterable[ContainerRow]:
+    """Return each container once; those without an id cannot be told apart and are all kept."""
+    found: dict[object, ContainerRow] = {row.id or number: row for number, row in enumerate(rows)}
+    return found.values()
 
 
 def _distinct(names: Sequence[str]) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ from isopod.pulse.labels import kata_labels
 from isopod.pulse.model import Families, Pod
 from isopod.pulse.relabel import Protected, Relabeler, RuleConfig
 from isopod.runtime.logger import Logger
+from isopod.world.clock import Clock
 from isopod.world.disk import Disk
 from isopod.world.errors import InvalidArgument, UnavailableError, from_os_error
 
@@ -229,6 +230,22 @@ def _count(families: Families) -> int:
     return sum(fragment.n_series for fragment in families.values())
 
 
+class PolicyState(NamedTuple):
+    """How it stands with a policy's file.
+
+    Args:
+        file: Its path.
+        config: What holds.
+        read_at_ns: When what holds was read, since the Unix epoch.
+        error: Why what the file says now cannot hold, "" if it does.
+    """
+
+    file: str
+    config: PolicyConfig
+    read_at_ns: int
+    error: str
+
+
 class PolicyFile:
     """A policy that follows its file.
 
@@ -236,19 +253,29 @@ class PolicyFile:
         disk: Where it lies.
         path: The file.
         on_change: Given each new policy.
+        clock: Says when it was read.
         logger: Told of new ones, and of what makes no sense.
     """
 
-    def __init__(self, disk: Disk, path: str, *, on_change: Callable[[Policy], None], logger: Logger) -> None:
+    def __init__(self, disk: Disk, path: str, *, on_change: Callable[[Policy], None], clock: Clock, logger: Logger) -> None:
+        self.path: Final = path
         self._disk = disk
-        self._path = path
         self._on_change = on_change
+        self._clock = clock
         self._logger = logger
         self._asked = asyncio.Event()
-        self._config: PolicyConfig | None = None
-        self._said = ""
-        self.is_good = True
+        self._config = PolicyConfig()
+        self._read_at_ns = 0
+        self._error = ""
+
+    @property
+    def is_good(self) -> bool:
         """Whether what holds is what the file says."""
+        return not self._error
+
+    def state(self) -> PolicyState:
+        """Return how it stands."""
+        return PolicyState(self.path, self._config, self._read_at_ns, self._error)
 
     async def open(self) -> None:
         """Read it for the first time.
@@ -257,7 +284,7 @@ class PolicyFile:
             UnavailableError: It cannot be read.
             InvalidArgument: It makes no sense.
         """
-        self._take(await read_policy(self._disk, self._path))
+        self._take(await read_policy(self._disk, self.path))
 
     def ask(self) -> None:
         """Read it again now."""
@@ -270,20 +297,25 @@ class PolicyFile:
                 async with asyncio.timeout(REREAD_S):
                     await self._asked.wait()
             self._asked.clear()
-            try:
-                policy = await read_policy(self._disk, self._path)
-            except (UnavailableError, InvalidArgument) as error:
-                self.is_good = False
-                if error.message != self._said:
-                    self._logger.error("pulse.policy_refused", why=error.message)
-                self._said = error.message
-                continue
-            self.is_good = True
-            self._said = ""
-            if policy.config != self._config:
-                self._take(policy)
-                self._logger.info("pulse.policy", file=self._path)
+            with suppress(UnavailableError, InvalidArgument):
+                await self.reload()
+
+    async def reload(self) -> None:
+        """Read it again at once. Raises as `open`; what held before then holds on, and the log says why."""
+        try:
+            policy = await read_policy(self._disk, self.path)
+        except (UnavailableError, InvalidArgument) as error:
+            if error.message != self._error:
+                self._logger.error("pulse.policy_refused", why=error.message)
+            self._error = error.message
+            raise
+        self._error = ""
+        self._read_at_ns = self._clock.now_ns()
+        if policy.config != self._config:
+            self._take(policy)
+            self._logger.info("pulse.policy", file=self.path)
 
     def _take(self, policy: Policy) -> None:
         self._config = policy.config
+        self._read_at_ns = self._clock.now_ns()
         self._on_change(policy)

@@ -9,6 +9,7 @@ its body cannot run a script in the reader's browser, and another status than 20
 
 import asyncio
 import re
+from collections.abc import Sequence
 from typing import Final, NamedTuple, Protocol
 from urllib.parse import quote, urlencode
 
@@ -132,7 +133,10 @@ class Proxy:
         Raises:
             HttpError: 400: there is no id, or what cannot be one; 404: it is not known.
         """
-        pairs = request.query_pairs()
+        return self.sandbox_of(request.query_pairs())
+
+    def sandbox_of(self, pairs: Sequence[tuple[str, str]]) -> Wanted:
+        """Return which sandbox a query's fields mean. Raises as `sandbox`."""
         identifier = next((value for name, value in pairs if name == "sandbox"), "")
         if not identifier:
             raise HttpError(400, "which sandbox?", "add ?sandbox=ID; GET /sandboxes lists the ids")

@@ -404,13 +404,14 @@ def rows(store: Store, which: ViewName, own: Families) -> Iterator[Row]:
         own: The agent's own families.
     """
     kinds = store.view(Query(view=which), own).chosen.kinds
+    merged = {} if store.merged is None or which == "cadvisor" else store.merged.families()
     held = [(each.id, each.pod, each.begun.block, each.families, each.containers) for each in store.entries()]
 
     def texts(families: Families) -> list[bytes]:
         return [each.text for name, each in families.items() if kinds.get(name) == each.kind]
 
     def made() -> Iterator[Row]:
-        yield Row(b"", texts(own))
+        yield Row(b"", [*texts(own), *texts({name: each for name, each in merged.items() if name not in own})])
         for identifier, pod, begun, families, containers in held:
             if which != "cadvisor" and families:
                 yield Row(begun, texts(families))

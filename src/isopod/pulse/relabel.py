@@ -254,7 +254,7 @@ class Relabeler:
     def _family(self, name: str, fragment: Fragment) -> str:
         """Return what the rules leave of a family, as an exposition."""
         lines = [f"# HELP {name} {fragment.help.decode()}\n# TYPE {name} {fragment.kind}\n"]
-        for line in fragment.text.decode().splitlines():
+        for line in fragment.text.decode()[:-1].split("\n"):  # a label's value may have other ends of lines in it
             head = _HEAD.match(line)
             assert head is not None, "the reader writes no other lines"
             pairs = _PAIR.findall(head.group(2) or "")

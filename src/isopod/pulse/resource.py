@@ -5,15 +5,17 @@ Labels are the kubelet's: container, namespace and pod. They do not say which sa
 - a sandbox of which nobody has said whose it is has nothing here;
 - of two sandboxes of one pod (the old one is being taken down) only the newer one may be shown: `newest` chooses.
 
-container_* are there for pods of one container, whose figures can be told from the pod's (`cadvisor`).
+container_* are there for each container that has figures of its own (`cadvisor`); of two of one name (one is taking the other's place) for
+the one made last.
 Source: the kubelet's resource metrics endpoint, KEP-727.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Final, Protocol, TypeVar
 
+from isopod.pulse.cadvisor import cadvisor_labels, container_labels
 from isopod.pulse.labels import block
-from isopod.pulse.model import Families, Fragment, Kind, Pod
+from isopod.pulse.model import Container, Families, Fragment, Kind, Pod
 
 _Told = tuple[str, str, Kind, bytes]
 _POD: Final[tuple[_Told, ...]] = (
@@ -54,9 +56,18 @@ def resource(entry: Shown) -> Families:
     if pod is None or not pod.name:
         return {}
     labels = (("namespace", pod.namespace), ("pod", pod.name))
-    found = _shown(entry.containers, _POD, block(labels), wants_inner=False)
-    if len(pod.containers) == 1:
-        found |= _shown(entry.containers, _CONTAINER, block((("container", pod.containers[0].name), *labels)), wants_inner=True)
+    of_pod = [(block(labels), block(cadvisor_labels(entry.id, pod)))]
+    of_containers = [
+        (block((("container", each.name), *labels)), block(container_labels(entry.id, pod, each))) for each in _by_name(pod.containers)
+    ]
+    found: Families = {}
+    for level, wanted in ((of_pod, _POD), (of_containers, _CONTAINER)):
+        for source, name, kind, told in wanted:
+            fragment = entry.containers.get(source)
+            figures = [] if fragment is None else [(shown, _figure(fragment.text, begun)) for shown, begun in level]
+            texts = [b"%b{%b} %b\n" % (name.encode(), shown, figure) for shown, figure in figures if figure]
+            if texts:
+                found[name] = Fragment(kind, told, b"".join(texts), len(texts))
     return dict(sorted(found.items()))
 
 
@@ -84,20 +95,17 @@ def _age_key(entry: Shown) -> tuple[int, str]:
     return (entry.pod.created_ns if entry.pod is not None else 0, entry.id)
 
 
-def _shown(families: Mapping[str, Fragment], wanted: tuple[_Told, ...], labels: bytes, *, wants_inner: bool) -> Families:
-    found: Families = {}
-    for source, name, kind, told in wanted:
-        fragment = families.get(source)
-        figure = None if fragment is None else _figure(fragment.text, wants_inner=wants_inner)
-        if figure is not None:
-            found[name] = Fragment(kind, told, b"%b{%b} %b\n" % (name.encode(), labels, figure), 1)
-    return found
+def _by_name(containers: Iterable[Container]) -> Iterable[Container]:
+    """Return containers that have a name, of those of one name the one made last."""
+    chosen: dict[str, Container] = {}
+    for each in containers:
+        known = chosen.get(each.name)
+        if each.name and (known is None or (each.created_ns, each.id) > (known.created_ns, known.id)):
+            chosen[each.name] = each
+    return chosen.values()
 
 
-def _figure(text: bytes, *, wants_inner: bool) -> bytes | None:
-    """Return the figure at one level. Families of `cadvisor` have a line for the pod, then one for its only container or none."""
-    lines = text.splitlines()
-    for line in lines:
-        if (b'{container="",' in line) is not wants_inner:
-            return line.rpartition(b" ")[2]
-    return None
+def _figure(text: bytes, begun: bytes) -> bytes:
+    """Return the figure of the line whose labels begin as told, b"" if there is none."""
+    at = text.find(b"{" + begun)
+    return text[at : text.index(b"\n", at)].rpartition(b" ")[2] if at >= 0 else b""

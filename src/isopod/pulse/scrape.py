@@ -12,7 +12,7 @@ holds for one whose reader goes. Figures that end in the middle as if they were 
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Final
 
 from isopod.net.http.messages import HeaderPairs, HttpError, Request, Response
@@ -44,9 +44,11 @@ class Scrapes:
         store: What is shown.
         own: Counts them.
         logger: Told of those that were cut.
+        attend: Has shims asked that were left alone, and waits for them.
     """
 
-    def __init__(self, store: Store, own: Own, logger: Logger) -> None:
+    def __init__(self, store: Store, own: Own, logger: Logger, *, attend: Callable[[], Awaitable[None]]) -> None:
+        self.attend = attend
         self._store = store
         self._own = own
         self._logger = logger
@@ -76,6 +78,7 @@ class Scrapes:
             if own.n_in_flight > SCRAPES_MAX:
                 hint = "scrape less often, or fewer at once"
                 raise HttpError(503, "too many scrapes at once", hint, headers=(("retry-after", str(RETRY_S)),))
+            await self.attend()
             await own.refresh()
             at_ns = own.now_ns()
             view = self._store.view(query, families())
@@ -98,11 +101,13 @@ class Scrapes:
         except BaseException:
             own.end(began_ns, failed=True)
             raise
-        own.end(began_ns, failed=False, n_bytes=n_bytes)
+        self._ended(request, began_ns, failed=False, n_bytes=n_bytes)
         return response
 
     def _ended(self, request: Request, began_ns: int, *, failed: bool, n_bytes: int) -> None:
         self._own.end(began_ns, failed=failed, n_bytes=n_bytes)
+        took_s = (self._own.now_ns() - began_ns) / 1e9
+        self._logger.debug("pulse.scraped", path=request.raw_path, query=request.query, bytes=n_bytes, took_s=round(took_s, 6))
         if failed:
             self._logger.warning("pulse.scrape_cut", path=request.raw_path, n_bytes=n_bytes, peer=str(request.peer))
 

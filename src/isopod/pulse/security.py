@@ -1,35 +1,37 @@
-"""Security: who may ask, and how much: TLS from files that may change, bearer tokens, names of this machine, bounds.
+"""Security: who may ask, and how much: TLS from files that may change, tokens and passwords, names of this machine, bounds.
 
 - TLS (`open_tls`) is that of `isopod.net.tls`: the files' folders are watched, a change is taken up for new connections, and files that do
   not fit each other leave what was shown before. With a client authority each client must show a certificate of it.
 - A token (`Token`) stands in a file and comes with each request as `Authorization: Bearer TOKEN`. It is compared in a time that does not
-  depend on where it differs, read again when the file's folder changes, and never logged. /healthz and /readyz need none: they tell
-  nothing of sandboxes, and those who ask (a kubelet) have nowhere to keep one.
+  depend on where it differs, read again when the file's folder changes, and never logged. Users with passwords are `basic_auth`'s.
+  Of a token and a password one is enough; a certificate, where one is demanded, is needed besides. /healthz and /readyz need neither
+  token nor password: they tell nothing of sandboxes, and those who ask (a kubelet) have nowhere to keep one.
 - On a loopback address only requests that name this machine are answered, else a page of any site could read all this with the browser
-  of somebody on this machine (DNS rebinding). kata-monitor has no such guard, and so has strict mode none.
+  of somebody on this machine (DNS rebinding). kata-monitor has no such guard, and so has strict mode none. What changes something is
+  refused to other sites' pages everywhere, by their Origin.
 - A Unix socket's file is open to its owner and group alone.
 """
 
-import asyncio
 import hmac
-import os
-from typing import Final
+from collections.abc import Awaitable
+from functools import partial
+from typing import Final, NoReturn
 
 from isopod.net.http.limits import HttpLimits
 from isopod.net.http.messages import HeaderPairs, HttpError, Request
-from isopod.net.tls import ReloadingTls, ServerTls, TlsFiles, TlsRules, open_server_tls
+from isopod.net.tls import ReloadingTls, ServerTls, TlsFiles, TlsRules, open_server_tls, read_material
+from isopod.pulse.basic_auth import BasicAuth, Users
+from isopod.pulse.followed import Followed
 from isopod.pulse.settings import PulseSettings
 from isopod.runtime.logger import Logger
 from isopod.telemetry.web import names_this_machine
-from isopod.world.errors import InvalidArgument, IsopodError, from_os_error
+from isopod.world.errors import InvalidArgument, IsopodError
 from isopod.world.world import World
 
 SOCKET_MODE: Final = 0o660
 TOKEN_BYTES_MAX: Final = 4096
-DEBOUNCE_S: Final = 0.2
-WATCH_RETRY_S: Final = 5.0
 OPEN_PATHS: Final = frozenset(("/healthz", "/readyz"))
-"""What needs no token."""
+"""What needs neither token nor password."""
 LIMITS: Final = HttpLimits(
     head_bytes_max=16 << 10,
     target_bytes_max=8 << 10,
@@ -40,7 +42,8 @@ LIMITS: Final = HttpLimits(
 )
 """A scrape is a head without a body. Keep-alive outlasts a Prometheus' usual interval of a minute."""
 HEADERS: Final[HeaderPairs] = (("x-content-type-options", "nosniff"), ("referrer-policy", "no-referrer"))
-CHALLENGE: Final[HeaderPairs] = (("www-authenticate", 'Bearer realm="isopod pulse"'),)
+BEARER: Final = ("www-authenticate", 'Bearer realm="isopod pulse"')
+BASIC: Final = ("www-authenticate", 'Basic realm="isopod pulse", charset="UTF-8"')
 _VERSIONS: Final = {"VersionTLS12": "1.2", "VersionTLS13": "1.3"}
 
 
@@ -65,16 +68,18 @@ async def open_tls(world: World, settings: PulseSettings, logger: Logger) -> Rel
         else:
             logger.warning("pulse.tls_not_read", why=error.message)
 
-    return await open_server_tls(
-        world,
-        TlsFiles(settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file),
-        rules=TlsRules(
-            client_auth="required" if settings.tls_client_ca_file else "none",
-            alpn=("http/1.1",),
-            minimum_version="1.3" if _VERSIONS[settings.tls_min_version] == "1.3" else "1.2",
-            cipher_suites=settings.tls_cipher_suites,
-        ),
-        report=report,
+    files, rules = tls_of(settings)
+    return await open_server_tls(world, files, rules=rules, report=report)
+
+
+def tls_of(settings: PulseSettings) -> tuple[TlsFiles, TlsRules]:
+    """Return which files the listener's TLS is made of, and how."""
+    files = TlsFiles(settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file)
+    return files, TlsRules(
+        client_auth="required" if settings.tls_client_ca_file else "none",
+        alpn=("http/1.1",),
+        minimum_version="1.3" if _VERSIONS[settings.tls_min_version] == "1.3" else "1.2",
+        cipher_suites=settings.tls_cipher_suites,
     )
 
 
@@ -88,11 +93,7 @@ class Token:
     """
 
     def __init__(self, world: World, path: str, logger: Logger) -> None:
-        self._disk = world.disk
-        self._path = path
-        self._logger = logger
-        self._token = b""
-        self._task: asyncio.Task[None] | None = None
+        self.file: Final = Followed(world.disk, path, partial(parse_token, path=path), logger=logger, n_bytes_max=TOKEN_BYTES_MAX)
 
     async def open(self) -> None:
         """Read the file, and follow it.
@@ -101,76 +102,127 @@ class Token:
             UnavailableError: It cannot be read.
             InvalidArgument: There is no token in it.
         """
-        self._token = await self._read()
-        self._task = asyncio.get_running_loop().create_task(self._follow(), name="pulse token")
+        await self.file.open()
 
     async def close(self) -> None:
         """Follow it no more."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        await self.file.close()
 
     def fits(self, authorization: str) -> bool:
         """Return whether an Authorization field carries the token."""
         scheme, _, given = authorization.strip().partition(" ")
-        if scheme.lower() != "bearer":
+        token = self.file.value
+        if scheme.lower() != "bearer" or token is None:
             return False
-        return hmac.compare_digest(given.strip().encode("latin-1", "replace"), self._token)
-
-    async def _read(self) -> bytes:
-        try:
-            content = await self._disk.read(self._path, n_bytes_max=TOKEN_BYTES_MAX)
-        except OSError as error:
-            raise from_os_error(error, "read", self._path) from error
-        token = content.partition(b"\n")[0].strip()
-        if not token or not token.isascii() or b" " in token:
-            raise InvalidArgument(
-                "token file", self._path, "wants a token as its first line: ASCII without blanks", "`openssl rand -hex 32`"
-            )
-        return token
-
-    async def _follow(self) -> None:
-        said = ""
-        while True:
-            try:
-                async with self._disk.watch(os.path.dirname(self._path) or "/") as watch:
-                    said = await self._look(said)  # for what happened before the watch began
-                    async for name in watch:
-                        await asyncio.sleep(DEBOUNCE_S)
-                        said = await self._look(said)
-                        if not name:  # events were lost, or the folder is gone: watch anew
-                            break
-            except OSError as error:
-                self._logger.warning("pulse.secret_not_watched", why=str(error))
-            await asyncio.sleep(WATCH_RETRY_S)
-
-    async def _look(self, said: str) -> str:
-        """Read the file again; return what was said about why that failed, "" if it did not."""
-        try:
-            found = await self._read()
-        except IsopodError as error:
-            if error.message != said:
-                self._logger.warning("pulse.secret_not_read", why=error.message)
-            return error.message
-        if found != self._token:
-            self._token = found
-            self._logger.info("pulse.secret_read", file=self._path)
-        return ""
+        return hmac.compare_digest(given.strip().encode("latin-1", "replace"), token)
 
 
-def check(request: Request, token: Token | None, *, strict: bool = False) -> None:
-    """Refuse who may not ask.
-
-    Args:
-        request: What is asked.
-        token: What must come with it, None for nothing.
-        strict: Whether any name of this machine will do.
+def parse_token(content: bytes, path: str) -> bytes:
+    """Return the token of a file.
 
     Raises:
-        HttpError: 401 without the token, 421 for another machine's name.
+        InvalidArgument: There is none in it.
     """
-    if not strict and not names_this_machine(request):
-        raise HttpError(421, "this is not the name of this machine", "ask for it by its address, or as localhost")
-    if token is not None and request.raw_path not in OPEN_PATHS and not token.fits(request.headers.get("authorization") or ""):
-        raise HttpError(401, "a bearer token is wanted", "send the token's file content as Authorization: Bearer TOKEN", headers=CHALLENGE)
+    token = content.partition(b"\n")[0].strip()
+    if not token or not token.isascii() or b" " in token:
+        raise InvalidArgument("token file", path, "wants a token as its first line: ASCII without blanks", "`openssl rand -hex 32`")
+    return token
+
+
+class Guard:
+    """Who may ask, between `open` and `close`: whoever fulfils one of the schemes that are configured, everybody if none is.
+
+    Args:
+        world: The ports.
+        settings: Name the files.
+        logger: Told of those that change.
+    """
+
+    def __init__(self, world: World, settings: PulseSettings, logger: Logger) -> None:
+        self._token = Token(world, settings.token_file, logger) if settings.token_file else None
+        self._basic = BasicAuth(world, settings.basic_auth_file, logger) if settings.basic_auth_file else None
+
+    async def open(self) -> None:
+        """Read the files, and follow them. Raises as `Followed.open`."""
+        for each in (self._token, self._basic):
+            if each is not None:
+                await each.open()
+
+    async def close(self) -> None:
+        """Follow them no more."""
+        for each in (self._token, self._basic):
+            if each is not None:
+                await each.close()
+
+    def files(self) -> dict[str, Followed[bytes] | Followed[Users]]:
+        """Return the files by what they are."""
+        found: dict[str, Followed[bytes] | Followed[Users]] = {}
+        if self._token is not None:
+            found["token"] = self._token.file
+        if self._basic is not None:
+            found["basic auth"] = self._basic.file
+        return found
+
+    def check(self, request: Request, *, strict: bool = False) -> Awaitable[None] | None:
+        """Refuse who may not ask.
+
+        Args:
+            request: What is asked.
+            strict: Whether any name of this machine will do.
+
+        Returns:
+            None if that is settled, else what settles it: it is to be awaited before the request is answered.
+
+        Raises:
+            HttpError: 401 without what is wanted, 421 for another machine's name, 429 for too many passwords.
+        """
+        if not strict and not names_this_machine(request):
+            raise HttpError(421, "this is not the name of this machine", "ask for it by its address, or as localhost")
+        if (self._token is None and self._basic is None) or request.raw_path in OPEN_PATHS:
+            return None
+        given = request.headers.get("authorization") or ""
+        if self._token is not None and self._token.fits(given):
+            return None
+        fits = False if self._basic is None else self._basic.fits(given, _peer(request))
+        if isinstance(fits, bool):
+            return None if fits else self._refuse()
+        return self._settle(fits)
+
+    async def _settle(self, fits: Awaitable[bool]) -> None:
+        if not await fits:
+            self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        if self._basic is None:
+            hint = "send the token's file content as Authorization: Bearer TOKEN"
+            raise HttpError(401, "a bearer token is wanted", hint, headers=(BEARER,))
+        if self._token is None:
+            raise HttpError(401, "a user and a password are wanted", "send them by basic auth: curl --user USER:PASSWORD", headers=(BASIC,))
+        hint = "send Authorization: Bearer TOKEN, or basic auth: curl --user USER:PASSWORD"
+        raise HttpError(401, "a bearer token, or a user and a password, are wanted", hint, headers=(BEARER, BASIC))
+
+
+def check_origin(request: Request) -> None:
+    """Refuse a request that changes something if a page of another site makes it, with the reader's rights.
+
+    Raises:
+        HttpError: 403: its Origin is another than what was asked.
+    """
+    origin = request.headers.get("origin")
+    if origin is not None and origin.lower().partition("://")[2] != (request.headers.get("host") or "").lower():
+        raise HttpError(403, "another site's page may not ask for this", "ask without a browser: curl")
+
+
+async def check_tls(world: World, settings: PulseSettings) -> None:
+    """Look whether the files for TLS can be used now.
+
+    Raises:
+        InvalidArgument: They make no context.
+        UnavailableError: They cannot be read.
+    """
+    files, rules = tls_of(settings)
+    ServerTls(await read_material(world, files, rules))
+
+
+def _peer(request: Request) -> str:
+    return str(request.peer[0]) if isinstance(request.peer, tuple) else str(request.peer)

@@ -1,12 +1,15 @@
 """Server: the agent's HTTP face.
 
     GET /                       what there is
-    GET /metrics                figures; ?sandbox= ?namespace= ?pod= ?filter_family=PREFIX,... ?match[]=SELECTOR ?view=all|kata|cadvisor
+    GET /metrics                figures; ?sandbox= ?namespace= ?pod= ?family=NAME,... ?filter_family=PREFIX,... ?match[]=SELECTOR
+                                ?view=all|kata|cadvisor
     GET /metrics/cadvisor       figures under cAdvisor's names alone
     GET /metrics/resource       the kubelet's short list
     GET /sandboxes              whose they are, how old their figures
     GET /targets                how asking each of them goes
     GET /top                    what they use
+    GET /config                 which settings and which policy hold
+    PUT /-/reload               read policy, TLS files, token and users again; only with --enable-lifecycle (`lifecycle`)
     GET /agent-url?sandbox=ID   where a sandbox's agent is reached
     GET /healthz                200 while the agent lives
     GET /readyz                 200 while anything is watched, else 503
@@ -19,14 +22,15 @@ HEAD is answered as GET without the body, other methods with 405, other paths wi
   the reason, since asking again later may help and an empty answer would look like a sandbox that does nothing.
 - ?namespace= and ?pod= that fit nothing: an empty answer, 200; a scrape job of a namespace must not fail while it is empty.
 - The agent's own families are left out where figures of sandboxes are chosen: of ?sandbox=, ?namespace=, ?pod= the families by sandbox
-  (kata_pulse_sandbox_*) stay, for those sandboxes; ?filter_family= has them only if a prefix begins with kata_monitor or kata_pulse.
+  (kata_pulse_sandbox_*) stay, for those sandboxes; ?family= and ?filter_family= have them only if a word of theirs begins with
+  kata_monitor or kata_pulse.
 - An ETag stands for the sandboxes' figures; the agent's own, which change with every scrape, do not count.
 
 With `strict_compat` it is all as in `strict`. Not here: what is shown (`store`), how (`render`), who may ask (`security`).
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Final, cast
 
@@ -38,13 +42,16 @@ from isopod.net.http.server import HttpServer
 from isopod.net.http.status import status_of
 from isopod.net.tls import ReloadingTls, ServerTls
 from isopod.pulse import pages
+from isopod.pulse.config_page import config_of, config_page
 from isopod.pulse.formats import negotiate
+from isopod.pulse.lifecycle import RELOAD, Lifecycle, Read
 from isopod.pulse.model import Families, Query, ViewName
 from isopod.pulse.own import Facts, Own
+from isopod.pulse.policy import PolicyFile
 from isopod.pulse.proxy import Proxy, Shims
 from isopod.pulse.resource import scrape_error
 from isopod.pulse.scrape import Scrapes
-from isopod.pulse.security import LIMITS, SOCKET_MODE, Token, check, open_tls
+from isopod.pulse.security import LIMITS, SOCKET_MODE, Guard, check_tls, open_tls
 from isopod.pulse.settings import PulseSettings
 from isopod.pulse.store import Entry, Store
 from isopod.pulse.strict import Strict, readiness
@@ -64,18 +71,24 @@ VIEWS: Final = frozenset(("all", "kata", "cadvisor"))
 OWN_PREFIXES: Final = ("kata_monitor", "kata_pulse")
 DEBUG: Final = "/debug/"
 ROUTES: Final = {
-    "/metrics": "Figures of all sandboxes; ?sandbox= ?namespace= ?pod= ?filter_family= ?match[]= ?view= choose.",
+    "/metrics": "Figures of all sandboxes; ?sandbox= ?namespace= ?pod= ?family= ?filter_family= ?match[]= ?view= choose.",
     "/metrics/cadvisor": "Figures under cAdvisor's names alone.",
     "/metrics/resource": "CPU and memory of pods, as a kubelet lists them.",
     "/sandboxes": "The sandboxes there are, whose they are, and how old their figures are.",
     "/targets": "How asking each sandbox goes.",
     "/top": "What each sandbox uses.",
+    "/config": "Which settings and which policy hold, and where they came from.",
+    RELOAD: "PUT: read policy, TLS files, token and users again; with --enable-lifecycle alone.",
     "/agent-url": "The URL of a sandbox's agent; ?sandbox= says whose.",
     "/healthz": "200 while the agent lives.",
     "/readyz": "200 while sandboxes are watched for.",
     "/debug/vars": "Variables of a sandbox's shim; with --pprof alone.",
     "/debug/pprof/": "Profiles of a sandbox's shim; with --pprof alone.",
 }
+
+
+async def _nothing() -> None:
+    """Nobody is left alone."""
 
 
 class PulseServer:
@@ -87,6 +100,9 @@ class PulseServer:
         store: What is shown; its clock is the loop's.
         client: Asks shims, for /agent-url and /debug.
         facts: What the agent's other parts say of themselves now.
+        attend: Has shims asked that were left alone while nobody wanted figures, and waits for them.
+        policy: The policy's file, None if there is none.
+        origins: Who gave settings that are no defaults, by name; for /config.
         logger: Where it reports.
         limits: What it bears from its clients.
     """
@@ -99,6 +115,9 @@ class PulseServer:
         client: Shims,
         *,
         facts: Callable[[], Facts] = Facts,
+        attend: Callable[[], Awaitable[None]] = _nothing,
+        policy: PolicyFile | None = None,
+        origins: Mapping[str, str] | None = None,
         logger: Logger,
         limits: HttpLimits = LIMITS,
     ) -> None:
@@ -110,10 +129,13 @@ class PulseServer:
         self._loop = asyncio.get_running_loop()
         self._server = HttpServer(world, self._answer, logger=logger, metrics=Registry(), limits=limits)
         self._tls: ReloadingTls[ServerTls] | None = None
-        self._token: Token | None = None
+        self._guard = Guard(world, settings, logger)
+        self._policy = policy
+        self._origins = origins or {}
+        self._lifecycle = Lifecycle(self._read_again, is_enabled=settings.enable_lifecycle)
         self.workers: Workers | None = None
         self.own = Own(world, store, version=__version__)
-        self._scrapes = Scrapes(store, self.own, logger)
+        self._scrapes = Scrapes(store, self.own, logger, attend=attend)
         self._proxy = Proxy(store, client, settings)
         self._strict = Strict(store, self.own, self._scrapes, proxy=self._proxy, facts=facts, settings=settings)
         self._routes: dict[str, Callable[[Request], Response | Awaitable[Response]]] = {
@@ -124,13 +146,14 @@ class PulseServer:
             "/sandboxes": self._sandboxes,
             "/targets": self._targets,
             "/top": self._top,
+            "/config": self._config,
             "/agent-url": self._proxy.agent_url,
             "/healthz": lambda _: pages.text("ok\n"),
             "/readyz": lambda _: readiness(self._facts()),
         }
 
     async def start(self) -> str:
-        """Read the files of TLS and the token, and listen.
+        """Read the files of TLS, of the token and of the users, and listen.
 
         Returns:
             Where, with the real port.
@@ -140,10 +163,7 @@ class PulseServer:
             UnavailableError: They cannot be read, or the address is taken.
         """
         settings = self._settings
-        if settings.token_file:
-            token = Token(self._world, settings.token_file, self._logger)
-            await token.open()
-            self._token = token
+        await self._guard.open()
         n = n_shards(settings, self._world)
         if n == 1:
             self._tls = await open_tls(self._world, settings, self._logger)
@@ -168,25 +188,39 @@ class PulseServer:
         await self._server.close()
         if self._tls is not None:
             await self._tls.close()
-        if self._token is not None:
-            await self._token.close()
+        await self._guard.close()
 
     # --- who asks what --------------------------------------------------------------------------------------------------------------
 
     def _answer(self, request: Request) -> Answer | Awaitable[Answer]:
         try:
-            is_strict = self._settings.strict_compat
-            check(request, self._token, strict=is_strict)
-            answer = self._strict.answer(request) if is_strict else self._route(request)
+            pending = self._guard.check(request, strict=self._is_strict(request))
+            answer = self._begin(request) if pending is None else self._later(pending, request)
         except IsopodError as error:
             return _told(error)
         return answer if isinstance(answer, Response) else _settled(answer)
+
+    async def _later(self, pending: Awaitable[None], request: Request) -> Response:
+        """Answer once it is known that this may be asked."""
+        await pending
+        answer = self._begin(request)
+        return answer if isinstance(answer, Response) else await answer
+
+    def _is_strict(self, request: Request) -> bool:
+        """Return whether it is answered as kata-monitor would; what it has not, and was asked for, is not."""
+        settings = self._settings
+        return settings.strict_compat and not (settings.enable_lifecycle and request.path == RELOAD)
+
+    def _begin(self, request: Request) -> Response | Awaitable[Response]:
+        return self._strict.answer(request) if self._is_strict(request) else self._route(request)
 
     def _route(self, request: Request) -> Response | Awaitable[Response]:
         path = request.path
         handler = self._routes.get(path)
         if handler is None and path.startswith(DEBUG):
             handler = self._proxy.debug
+        if path == RELOAD:
+            return self._lifecycle.answer(request)
         if handler is None:
             raise HttpError(404, f"no such page: {path}", "GET / lists what there is")
         if request.method not in METHODS:
@@ -245,8 +279,33 @@ class PulseServer:
         now_s = self._loop.time()
         return pages.targets(_kind(request), [pages.target_row(entry, now_s) for entry in self._store.entries()])
 
-    def _top(self, request: Request) -> Response:
+    async def _top(self, request: Request) -> Response:
+        await self._scrapes.attend()
         return pages.top(_kind(request), self._facts().rows())
+
+    def _config(self, request: Request) -> Response:
+        policy = None if self._policy is None else self._policy.state()
+        return config_page(_kind(request), config_of(__version__, self._settings, self._origins, policy))
+
+    # --- what is read again ---------------------------------------------------------------------------------------------------------
+
+    def _read_again(self) -> Mapping[tuple[str, str], Read]:
+        """Return what lies in files, by what it is and its file."""
+        parts: dict[tuple[str, str], Read] = {}
+        if self._policy is not None:
+            parts["policy", self._policy.path] = self._policy.reload
+        if self._settings.tls_cert_file:
+            parts["TLS certificate", self._settings.tls_cert_file] = self._reload_tls
+        for what, file in self._guard.files().items():
+            parts[what, file.path] = file.reload
+        return parts
+
+    async def _reload_tls(self) -> None:
+        await check_tls(self._world, self._settings)
+        if self._tls is not None:
+            await self._tls.reload()
+        if self.workers is not None:
+            self.workers.reload()
 
 
 def query_of(request: Request, view: ViewName) -> Query:
@@ -261,18 +320,21 @@ def query_of(request: Request, view: ViewName) -> Query:
     """
     first: dict[str, str] = {}
     matches: list[str] = []
+    names: list[str] = []
     for name, value in request.query_pairs():
         if name in {"match[]", "match"}:
             matches.append(value)
+        elif name == "family":
+            names += _words(value)
         else:
             first.setdefault(name, value)
-    prefixes = tuple(word for word in (part.strip() for part in first.get("filter_family", "").split(",")) if word)
     return Query(
         view=view,
         sandbox=first.get("sandbox", ""),
         namespace=first.get("namespace", ""),
         pod=first.get("pod", ""),
-        prefixes=prefixes,
+        prefixes=tuple(_words(first.get("filter_family", ""))),
+        names=tuple(sorted(dict.fromkeys(names))),
         matches=tuple(matches),
     )
 
@@ -280,6 +342,8 @@ def query_of(request: Request, view: ViewName) -> Query:
 def may_have_own(query: Query) -> bool:
     """Return whether a query can fit the agent's own families; for most that choose families it plainly cannot."""
     if query.prefixes and not any(prefix.startswith(OWN_PREFIXES) for prefix in query.prefixes):
+        return False
+    if query.names and not any(name.startswith(OWN_PREFIXES) for name in query.names):
         return False
     return not query.matches or any(selector.strip().startswith(("{", *OWN_PREFIXES)) for selector in query.matches)
 
@@ -292,6 +356,11 @@ def is_wanted(entry: Entry, query: Query) -> bool:
         and (not query.namespace or (pod is not None and pod.namespace == query.namespace))
         and (not query.pod or (pod is not None and pod.name == query.pod))
     )
+
+
+def _words(text: str) -> list[str]:
+    """Return the words of a list with commas."""
+    return [word for word in (part.strip() for part in text.split(",")) if word]
 
 
 def _first(request: Request, name: str) -> str:

@@ -35,6 +35,10 @@ class PulseSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What is left out of the families under cAdvisor's names, where another agent tells of it too."""
     strict_compat: bool = False
     """Be kata-monitor to the letter: its families, codes and parameters."""
+    base_units: bool = False
+    """Whether kata_* families are shown in base units, with their right types and other names: see `base_units`."""
+    merge_histograms: bool = False
+    """Whether histograms are shown once for all sandboxes: see `histograms`."""
     shards: int = 0
     """Processes that serve, at most 64; 0 decides: one for every eight processors, at least one and at most four."""
     in_flight_max: int = 64
@@ -45,6 +49,8 @@ class PulseSettings(msgspec.Struct, frozen=True, kw_only=True):
     series_max: int = 20_000
     """Of one sandbox."""
     sandboxes_max: int = 20_000
+    pause_after_s: float = 0.0
+    """Shims are left alone after so long without a scrape, until the next one; 0 asks them always."""
     keep_rounds: int = 2
     """Failed rounds over which a sandbox's last figures are shown."""
     policy_file: str = ""
@@ -61,6 +67,10 @@ class PulseSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Of TLS 1.2, by their registered names; () for all that are sound."""
     token_file: str = ""
     """Requests must carry this file's token as their bearer."""
+    basic_auth_file: str = ""
+    """Or be of one of this file's users, with their password: see `basic_auth`."""
+    enable_lifecycle: bool = False
+    """Whether PUT /-/reload is answered."""
     pprof: bool = False
     """Whether /debug/ is passed on to shims."""
     push_url: str = ""
@@ -97,6 +107,13 @@ class PulseSettings(msgspec.Struct, frozen=True, kw_only=True):
             raise InvalidArgument("TLS client CA", self.tls_client_ca_file, "needs a certificate and key of the server")
         if not 0 <= self.shards <= 64:
             raise InvalidArgument("shards", self.shards, "must be from 0 to 64")
+        for name in ("base_units", "merge_histograms"):
+            if self.strict_compat and getattr(self, name):
+                raise InvalidArgument(
+                    name.replace("_", " "), "true", "kata-monitor shows no such families", "leave out this or strict compat"
+                )
+        if not self.pause_after_s >= 0:
+            raise InvalidArgument("pause after", self.pause_after_s, "must be 0 or above")
         self._check_push()
         for name in ("in_flight_max", "request_s", "body_bytes_max", "line_bytes_max", "series_max", "sandboxes_max", *_PUSH_ABOVE_0):
             if not getattr(self, name) > 0:
@@ -111,6 +128,10 @@ class PulseSettings(msgspec.Struct, frozen=True, kw_only=True):
                     "push URL", "", "what is told of pushing needs one", "for example: http://127.0.0.1:9090/api/v1/write"
                 )
             return
+        if self.pause_after_s:
+            raise InvalidArgument(
+                "pause after", self.pause_after_s, "what is pushed needs figures always", "leave out this or the push URL"
+            )
         is_secure = parse_url(self.push_url).is_secure
         if self.push_token_file and self.push_basic_file:
             raise InvalidArgument("push token file", self.push_token_file, "a token and a password do not go together")
@@ -118,3 +139,10 @@ class PulseSettings(msgspec.Struct, frozen=True, kw_only=True):
             raise InvalidArgument("push TLS files", self.push_cert_file or self.push_key_file, "certificate and key go together")
         if not is_secure and (self.push_ca_file or self.push_cert_file):
             raise InvalidArgument("push URL", self.push_url, "the files for TLS need https")
+
+
+class Given(msgspec.Struct, frozen=True):
+    """Settings, and who gave those that are no defaults, by name: "flag --view", "variable RUST_LOG"."""
+
+    settings: PulseSettings
+    origins: dict[str, str] = {}

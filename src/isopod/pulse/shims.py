@@ -128,7 +128,7 @@ class ShimClient:
         except (PeerError, Exhausted) as error:
             raise error if isinstance(error, ShimError) else ShimError(_word(error), str(error)) from error
         finally:
-            if not keeps:
+            if socket not in self._kept:  # or it was forgotten meanwhile
                 self._client.drop_idle(_ORIGIN, address)
         return ShimAnswer(answer.status, answer.headers.pairs, body)
 

@@ -19,7 +19,7 @@ Not here: reading (`core`), which lines are sent in which form (`render`), when 
 from bisect import bisect_left, insort
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from isopod.pulse import codings
 from isopod.pulse.cadvisor import cadvisor_labels
@@ -29,6 +29,9 @@ from isopod.pulse.model import Families, Fragment, Labels, Pod, Query, Runtime, 
 from isopod.pulse.resource import newest
 from isopod.pulse.view import Demand, View, make_view
 from isopod.world.errors import NotFound
+
+if TYPE_CHECKING:
+    from isopod.pulse.histograms import Histograms
 
 HELPS_MAX: Final = 4096
 """How many texts of help are kept once for all sandboxes."""
@@ -171,6 +174,8 @@ class Store:
         self._helps: dict[bytes, bytes] = {}
         self._shapes: dict[Pairs, Shape] = {}
         self._n_rounds = self._n_unchanged = self._n_failed = self._n_expired = self._n_late = 0
+        self.merged: Histograms | None = None
+        """What is shown once for all sandboxes, beside their families."""
 
     # --- which sandboxes there are --------------------------------------------------------------------------------------------------
 
@@ -322,6 +327,8 @@ class Store:
         """
         entries: Sequence[Entry] = self._ordered
         counts = [self._kata.counts, self._containers.counts]
+        shared: list[Block] = []
+        n_changes = 0
         is_part = bool(query.sandbox or query.namespace or query.pod)
         if is_part:
             entries = self._wanted(query)
@@ -332,14 +339,19 @@ class Store:
             is_part = True
         if is_part:
             counts = [count(kata), count(containers)]
+        censuses = [counts[0] if kata else {}, counts[1] if containers else {}]
+        if self.merged is not None and not is_part and query.view in {"all", "kata"}:
+            merged, n_each = self.merged.block()
+            shared, n_changes = [merged], self.merged.n_changes
+            censuses.append(n_each)
         return make_view(
             query,
             own,
-            blocks=[*kata, *containers],
-            censuses=(counts[0] if kata else {}, counts[1] if containers else {}),
+            blocks=[*shared, *kata, *containers],
+            censuses=censuses,
             n_sandboxes=len(entries),
             generation=self.generation,
-            tag=(self._epoch, *(entry.version for entry in entries)),
+            tag=(self._epoch, n_changes, *(entry.version for entry in entries)),
             demand=self.demand,
         )
 
@@ -396,7 +408,7 @@ class Store:
         made: Families = {}
         for name, fragment in families.items():
             old = before.get(name)
-            if old is not None and _says_same(fragment, old):
+            if old is fragment or (old is not None and _says_same(fragment, old)):
                 made[name] = old
                 n_same += 1
             else:

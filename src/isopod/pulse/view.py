@@ -115,6 +115,9 @@ def make_view(
     if query.prefixes:
         kinds = {name: kind for name, kind in kinds.items() if name.startswith(query.prefixes)}
         conflicts = {name: n for name, n in conflicts.items() if name.startswith(query.prefixes)}
+    if query.names:
+        kinds = {name: kinds[name] for name in query.names if name in kinds}
+        conflicts = {name: n for name, n in conflicts.items() if name in query.names}
     if selection is not None:
         kinds = {name: kind for name, kind in kinds.items() if selection.wants_family(name, kind)}
     return View(

@@ -9,8 +9,9 @@ import msgspec
 
 from isopod.net.http.messages import HttpError, Request, Response
 from isopod.net.http.server import HttpServer
+from isopod.net.tls import ReloadingTls
 from isopod.pulse.security import LIMITS, open_tls
-from isopod.pulse.workers import CHANNEL, Ask, Cut, Drop, Gone, Head, More, Piece, Told, ToMain, ToWorker
+from isopod.pulse.workers import CHANNEL, RELOAD, Ask, Cut, Drop, Gone, Head, More, Piece, Told, ToMain, ToWorker
 from isopod.runtime.companion import STOP, Outcome
 from isopod.runtime.logger import Logger
 from isopod.runtime.metrics import Registry
@@ -44,7 +45,7 @@ async def serve(world: World, link: Link) -> None:
     server = HttpServer(world, asker.answer, logger=logger, metrics=Registry(), limits=LIMITS)
     link.send(msgspec.json.encode(Outcome()))
     try:
-        await _Connections(world, asker, server.factory(MAIN), None if tls is None else tls.tls).serve(told)
+        await _Connections(world, asker, server.factory(MAIN), tls).serve(told)
         await server.drain(DRAIN_S)
     finally:
         await server.close()
@@ -63,7 +64,7 @@ class _Connections:
         tls: Secures them.
     """
 
-    def __init__(self, world: World, asker: "Asker", factory: ProtocolFactory, tls: ServerTls | None) -> None:
+    def __init__(self, world: World, asker: "Asker", factory: ProtocolFactory, tls: ReloadingTls[ServerTls] | None) -> None:
         self._shards = world.shards
         self._asker = asker
         self._factory = factory
@@ -79,6 +80,8 @@ class _Connections:
                 if message == STOP:
                     _close(parts)
                     return
+                if message == RELOAD and self._tls is not None:
+                    await self._tls.reload()
                 for part in parts:
                     self._n += 1
                     task = asyncio.get_running_loop().create_task(self._adopt(part), name=f"pulse connection {self._n}")
@@ -92,7 +95,7 @@ class _Connections:
 
     async def _adopt(self, part: Part) -> None:
         try:
-            await self._shards.adopt(part, self._factory, on_gone=self._asker.on_gone, tls=self._tls)
+            await self._shards.adopt(part, self._factory, on_gone=self._asker.on_gone, tls=None if self._tls is None else self._tls.tls)
         except OSError:
             self._asker.on_gone()
 

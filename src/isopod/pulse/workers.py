@@ -31,6 +31,8 @@ from isopod.world.shards import Channel, ChannelSettings, Part, ShardProcess
 from isopod.world.world import World
 
 ENTRY: Final = "isopod.pulse.worker:serve"
+RELOAD: Final = b"reload"
+"""To a worker: the files for TLS are to be read again."""
 WINDOW: Final = 2
 """Pieces of an answer between the processes."""
 PIECE_BYTES_MAX: Final = 1 << 20
@@ -164,6 +166,11 @@ class Workers:
         await asyncio.gather(*self._keeping, return_exceptions=True)
         await asyncio.gather(*(worker.stop() for worker in self._workers.values()))
         self._workers.clear()
+
+    def reload(self) -> None:
+        """Have the workers read the files for TLS again."""
+        for worker in self._workers.values():
+            worker.process.link.send(RELOAD)
 
     def pids(self) -> list[int]:
         """Return the workers' process numbers."""

@@ -11,6 +11,9 @@ use super::sample::{self, EXPORTED, Label, Sample};
 use super::series::Series;
 use super::{Family, Figure, Kind, Reading, Reason, Rules};
 
+/// How the names of limits of processes end, of which 2^64 - 1 is no wrapped number: it says that there is none.
+const UNLIMITED: [&[u8]; 2] = [b"_max_bytes", b"_max_fds"];
+
 /// A line that is kept, in the text that is written.
 #[derive(Clone)]
 pub(super) struct Kept {
@@ -146,7 +149,8 @@ impl<'a, 'r> Reader<'a, 'r> {
             return Err(Reason::Utf8);
         }
         let parsed = sample::parse(&line[name.len()..], &mut self.labels, self.is_open)?;
-        if parsed.figure >= self.rules.wrapped_min && parsed.figure.is_finite() {
+        let is_limit = UNLIMITED.iter().any(|end| name.ends_with(end));
+        if parsed.figure >= self.rules.wrapped_min && parsed.figure.is_finite() && !is_limit {
             return Err(Reason::Wrapped);
         }
         let (family, role) = self.declarations.route(name, context)?;

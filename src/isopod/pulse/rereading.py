@@ -1,0 +1,174 @@
+"""Rereading: of a body only the families that say something new are read.
+
+From one round to the next most families of a shim say what they said before, to the byte. A body is cut where a family begins (at
+`# HELP`); pieces whose hash is the one of the last round keep their fragments, the others are read together, as one smaller body. Families
+whose figures are asked for are always read.
+
+That is right only where a piece is a family and nothing else, so that what stands in it decides over no other: its `# HELP`, one `# TYPE`,
+and lines that bear its name, as many as the family got, but for those that were dropped, which must be all that were. A piece of which
+lines were dropped is read each time. Pieces that are read anew must be of the kinds they had, and as clean. Whatever else comes is read as
+a whole, as are OpenMetrics, whose last line speaks for all others.
+
+Not here: bodies that are the last one again (`intake`), what a line may be (`core`).
+"""
+
+from array import array
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
+
+from isopod.pulse import core
+from isopod.pulse.model import Families, Fragment, Kind, Labels, Reading
+
+SHAPES_MAX: Final = 1024
+"""How many lists of families are kept once for all sandboxes."""
+_HELP: Final = b"# HELP "
+_NEXT: Final = b"\n# HELP "
+_END: Final = b"# EOF\n"
+_PLAIN: Final = (b"{", b" ")
+_SUFFIXES: Final[Mapping[Kind, tuple[bytes, ...]]] = {
+    "histogram": tuple(suffix + end for suffix in (b"_bucket", b"_sum", b"_count") for end in _PLAIN),
+    "summary": tuple(suffix + end for suffix in (b"", b"_sum", b"_count") for end in _PLAIN),
+}
+"""What stands behind a family's name in its lines."""
+
+
+class _Piece(NamedTuple):
+    """What a piece of a body is.
+
+    Args:
+        name: Its family's.
+        is_read: Whether it is read each time.
+    """
+
+    name: str
+    is_read: bool
+
+
+_Pieces = tuple[_Piece, ...]
+
+
+class _Known(NamedTuple):
+    """The last body of a sandbox: the hashes of its pieces, and what these are."""
+
+    hashes: "array[int]"
+    pieces: _Pieces
+
+
+class Rereader:
+    """Remembers of each sandbox which pieces its last body had.
+
+    Args:
+        rules: Limits and renames.
+        wanted: What is asked for: see `core.read`.
+    """
+
+    def __init__(self, rules: core.Rules, wanted: Mapping[str, tuple[str, ...]]) -> None:
+        self._rules = rules
+        self._wanted = wanted
+        self._known: dict[str, _Known] = {}
+        self._shapes: dict[_Pieces, _Pieces] = {}
+        self.n_kept = 0
+        """Families that were not read again."""
+
+    def read(self, identifier: str, body: bytes, labels: Labels, before: Families) -> Reading:
+        """Read a body.
+
+        Args:
+            identifier: The sandbox.
+            body: What its shim answered.
+            labels: Come first in each line.
+            before: What the last body's reading gave, with the same labels; empty if there is none, or what is kept is something else.
+
+        Returns:
+            As if all of it had been read: see `core.read`.
+        """
+        known = self._known.pop(identifier, None)
+        if not (body.startswith(_HELP) and body.endswith(b"\n")) or body.endswith(_END):
+            return core.read(body, labels, self._rules, self._wanted)
+        texts = body[len(_HELP) :].split(_NEXT)
+        hashes = array("q", map(hash, texts))
+        if known is not None and before and len(known.hashes) == len(hashes):
+            each = zip(known.pieces, texts, hashes, known.hashes, strict=True)
+            new = [(piece, text) for piece, text, one, other in each if one != other or piece.is_read]
+            reading = self._read_new(new, labels, before)
+            if reading is not None:
+                self.n_kept += len(texts) - len(new)
+                self._known[identifier] = _Known(hashes, known.pieces)
+                return reading
+        reading = core.read(body, labels, self._rules, self._wanted)
+        found = self._pieces_of(texts, reading)
+        if found is not None:
+            self._known[identifier] = _Known(hashes, found)
+        return reading
+
+    def forget(self, identifier: str) -> None:
+        """Let go of a sandbox: its next body is read as a whole."""
+        self._known.pop(identifier, None)
+
+    def clear(self) -> None:
+        """Let go of all of them."""
+        self._known.clear()
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _read_new(self, new: Sequence[tuple[_Piece, bytes]], labels: Labels, before: Families) -> Reading | None:
+        """Return the reading of a body of which only these pieces are read; None if they are not what they were."""
+        body = _HELP + _NEXT.join([text for _, text in new])
+        reading = core.read(body if body.endswith(b"\n") else body + b"\n", labels, self._rules, self._wanted)
+        families = dict(before)
+        n_dropped = n_found = 0
+        for (name, is_read), text in new:
+            fragment, old = reading.families.get(name), before.get(name)
+            n_left = _left_out(text, fragment)
+            if n_left is None or (n_left and not is_read) or (fragment and fragment.kind) != (old and old.kind):
+                return None
+            n_dropped += n_left
+            if fragment is not None:
+                families[name] = fragment
+                n_found += 1
+        n_series = sum(each.n_series for each in families.values())
+        if n_dropped != sum(reading.dropped.values()) or n_found != len(reading.families) or n_series > self._rules.series_max:
+            return None
+        return Reading(families, reading.values, n_series, reading.dropped)
+
+    def _pieces_of(self, texts: Sequence[bytes], reading: Reading) -> _Pieces | None:
+        """Return what the pieces of a body are, None if they are not one family each."""
+        n_dropped = n_found = 0
+        found: list[_Piece] = []
+        for text in texts:
+            name = self._renamed(_name_of(text))
+            fragment = reading.families.get(name)
+            n_left = _left_out(text, fragment)
+            if n_left is None:
+                return None
+            n_dropped += n_left
+            n_found += fragment is not None
+            found.append(_Piece(name, n_left > 0 or name in self._wanted))
+        are_all = n_dropped == sum(reading.dropped.values()) and n_found == len(reading.families)
+        if not are_all or len({piece.name for piece in found}) != len(found):
+            return None
+        if len(self._shapes) >= SHAPES_MAX:
+            self._shapes.clear()
+        pieces = tuple(found)
+        return self._shapes.setdefault(pieces, pieces)
+
+    def _renamed(self, name: bytes) -> str:
+        for old, new in self._rules.renames:
+            if name.startswith(old):
+                name = new + name[len(old) :]
+                break
+        return name.decode("utf-8", "replace")
+
+
+def _left_out(text: bytes, fragment: Fragment | None) -> int | None:
+    """Return how many lines of a piece its family did not get; None if there is more in it than a help, a type and the family's lines."""
+    begin = b"\n" + _name_of(text)
+    suffixes = _PLAIN if fragment is None else _SUFFIXES.get(fragment.kind, _PLAIN)
+    n_lines = sum(text.count(begin + suffix) for suffix in suffixes)
+    if text.count(b"\n") + (not text.endswith(b"\n")) != n_lines + 2 or text.count(b"\n# TYPE ") != 1:
+        return None
+    return n_lines if fragment is None else n_lines - fragment.n_series
+
+
+def _name_of(piece: bytes) -> bytes:
+    return next(iter(piece.split(None, 1)), b"")
