@@ -1,8 +1,8 @@
 """Rereading: of a body only the families that say something new are read.
 
 From one round to the next most families of a shim say what they said before, to the byte. A body is cut where a family begins (at
-`# HELP`); pieces whose hash is the one of the last round keep their fragments, the others are read together, as one smaller body. Families
-whose figures are asked for are always read.
+`# HELP`); pieces whose hash is the one of the last round keep their fragments, and the figures that were asked for; the others are read
+together, as one smaller body.
 
 That is right only where a piece is a family and nothing else, so that what stands in it decides over no other: its `# HELP`, one `# TYPE`,
 and lines that bear its name, as many as the family got, but for those that were dropped, which must be all that were. A piece of which
@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from isopod.pulse import core
-from isopod.pulse.model import Families, Fragment, Kind, Labels, Reading
+from isopod.pulse.model import Families, Fragment, Kind, Labels, Reading, Values
 
 SHAPES_MAX: Final = 1024
 """How many lists of families are kept once for all sandboxes."""
@@ -47,11 +47,22 @@ class _Piece(NamedTuple):
 _Pieces = tuple[_Piece, ...]
 
 
+_Whose = tuple[tuple[str, ...], ...]
+
+
+class _Figures(NamedTuple):
+    """The figures of a family that were asked for, and the values of labels that go with each."""
+
+    labels: _Whose
+    figures: "array[float]"
+
+
 class _Known(NamedTuple):
-    """The last body of a sandbox: the hashes of its pieces, and what these are."""
+    """The last body of a sandbox: the hashes of its pieces, what these are, and what was asked for of them."""
 
     hashes: "array[int]"
     pieces: _Pieces
+    values: dict[str, _Figures]
 
 
 class Rereader:
@@ -67,6 +78,7 @@ class Rereader:
         self._wanted = wanted
         self._known: dict[str, _Known] = {}
         self._shapes: dict[_Pieces, _Pieces] = {}
+        self._labels: dict[_Whose, _Whose] = {}
         self.n_kept = 0
         """Families that were not read again."""
 
@@ -93,12 +105,13 @@ class Rereader:
             reading = self._read_new(new, labels, before)
             if reading is not None:
                 self.n_kept += len(texts) - len(new)
-                self._known[identifier] = _Known(hashes, known.pieces)
-                return reading
+                self._known[identifier] = _Known(hashes, known.pieces, self._noted(reading.values, known.values))
+                kept = {name: tuple(zip(*each, strict=True)) for name, each in known.values.items() if name not in reading.values}
+                return reading._replace(values={**kept, **reading.values})
         reading = core.read(body, labels, self._rules, self._wanted)
         found = self._pieces_of(texts, reading)
         if found is not None:
-            self._known[identifier] = _Known(hashes, found)
+            self._known[identifier] = _Known(hashes, found, self._noted(reading.values, {}))
         return reading
 
     def forget(self, identifier: str) -> None:
@@ -113,6 +126,8 @@ class Rereader:
 
     def _read_new(self, new: Sequence[tuple[_Piece, bytes]], labels: Labels, before: Families) -> Reading | None:
         """Return the reading of a body of which only these pieces are read; None if they are not what they were."""
+        if not new:
+            return Reading(before, {}, sum(each.n_series for each in before.values()), {})
         body = _HELP + _NEXT.join([text for _, text in new])
         reading = core.read(body if body.endswith(b"\n") else body + b"\n", labels, self._rules, self._wanted)
         families = dict(before)
@@ -131,6 +146,16 @@ class Rereader:
             return None
         return Reading(families, reading.values, n_series, reading.dropped)
 
+    def _noted(self, values: Values, before: Mapping[str, _Figures]) -> dict[str, _Figures]:
+        """Return what is remembered of figures: most sandboxes have the same labels."""
+        if len(self._labels) >= SHAPES_MAX:
+            self._labels.clear()
+        noted = dict(before)
+        for name, rows in values.items():
+            labels = tuple([each for each, _ in rows])
+            noted[name] = _Figures(self._labels.setdefault(labels, labels), array("d", [figure for _, figure in rows]))
+        return noted
+
     def _pieces_of(self, texts: Sequence[bytes], reading: Reading) -> _Pieces | None:
         """Return what the pieces of a body are, None if they are not one family each."""
         n_dropped = n_found = 0
@@ -143,7 +168,7 @@ class Rereader:
                 return None
             n_dropped += n_left
             n_found += fragment is not None
-            found.append(_Piece(name, n_left > 0 or name in self._wanted))
+            found.append(_Piece(name, n_left > 0))
         are_all = n_dropped == sum(reading.dropped.values()) and n_found == len(reading.families)
         if not are_all or len({piece.name for piece in found}) != len(found):
             return None
