@@ -167,7 +167,7 @@ class Stand:
         try:
             self._go_root.mkdir()
             self.rust_root.mkdir()
-            self.shims("-n", str(self.n_sandboxes), "--vary", "--pods", str(self._pods), base=self._go_root, stack=self._open)
+            self._shims = self.shims("-n", str(self.n_sandboxes), "--vary", "--pods", str(self._pods), base=self._go_root, stack=self._open)
             cri = [sys.executable, "-m", "benchmarks._pulse_cri", str(self.folder / "cri.sock"), str(self._pods)]
             self._open.enter_context(Process(cri, self.folder / "cri.log", ready="ready"))
             self.agent = self._open.enter_context(self.start_agent("agent", self._go_root, self.rust_root, cri=True))
@@ -188,6 +188,10 @@ class Stand:
         """Start more fake shims, until the stack is closed."""
         argv = [*SHIMS, "--base", str(base), "--namespaces", str(N_NAMESPACES), *options]
         return stack.enter_context(Process(argv, self.folder / f"shims-{len(options)}-{base.name}.log", ready="ready"))
+
+    def vary_all(self) -> None:
+        """Have all figures of all shims move, or end it."""
+        os.kill(self._shims.pid, signal.SIGUSR1)
 
     def start_agent(self, name: str, go_root: Path, rust_root: Path, *, cri: bool) -> Process:
         """Start an agent and return when it answers."""
@@ -269,6 +273,9 @@ def rows(stand: Stand, *, quick: bool) -> Iterator[Row]:
     one = stand.one()
     n_refreshes = 1 if quick else 3
     yield Row("CPU of a round of all shims", "s", _beside(lambda: _refresh(stand), 1.0), n_refreshes)
+    stand.vary_all()
+    yield Row("the same, of which each figure is new", "s", [Contender(OURS, lambda: _refresh(stand))], n_refreshes)
+    stand.vary_all()
     for what, path, peers_path, codings in (
         (f"all {stand.n_sandboxes} sandboxes", "/metrics", "/metrics", ("identity", "gzip", "zstd")),
         ("one sandbox", f"/metrics?sandbox={one}", f"/metrics?sandbox={one}", ("identity", "gzip")),

@@ -7,7 +7,8 @@
         [--bad K --bad-dir FOLDER]  the next K serve the files of FOLDER, malformed bodies, one each, in turn
         [--err K]                   the next K answer 500
         [--nosock K]                the next K have a folder and no socket, like one whose shim died
-        [--chunked] [--vary]        chunked coding; figures that move from scrape to scrape
+        [--chunked] [--vary]        chunked coding; some figures that move from scrape to scrape
+        [--vary-all]                all whole numbers but those of histograms move; SIGUSR1 begins and ends it
         [--churn R]                 R times a second the oldest sandbox goes and a new one comes
         [--pods FILE]               write [{id, uid, name, namespace, runtime_handler, kind}] as JSON, for a runtime's face that is made up
         [--stats FILE]              write counts of requests by path as JSON, each second
@@ -42,6 +43,7 @@ REASONS: Final = {200: "OK", 400: "Bad Request", 404: "Not Found", 500: "Interna
 PLAIN: Final = "text/plain; charset=utf-8"
 _SCRAPES: Final = re.compile(rb"(?m)^(kata_agent_scrape_count) \d+")
 _CPU: Final = re.compile(rb'(?m)^(kata_guest_cpu_time\{cpu="total",item="user"\}) \S+')
+_ANY: Final = re.compile(rb"(?m)^(?!\S*_(?:bucket|count|sum)[{ ])([a-z]\S* )(\d+)$")
 _NETWORK: Final = re.compile(rb'(?m)^(kata_guest_netdev_stat\{interface="eth0",item="(?:recv|sent)_bytes"\}) \S+')
 
 
@@ -180,7 +182,9 @@ class Shim:
         return Reply(404, PLAIN, b"404 page not found\n" if is_go else b"URL NOT FOUND")
 
     def _metrics(self) -> bytes:
-        """Return its text; with --vary some figures grow with each scrape."""
+        """Return its text; with --vary some figures grow with each scrape, with --vary-all most."""
+        if self._options.vary_all:
+            return _ANY.sub(lambda found: b"%b%d" % (found[1], int(found[2]) + self._n_scrapes), self._text)
         if not self._options.vary or self._kind == "bad":
             return self._text
         n_scrapes = self._n_scrapes
@@ -253,8 +257,10 @@ async def serve(options: argparse.Namespace) -> None:
     """Run shims until a signal comes."""
     fleet = Fleet(options)
     stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGUSR1, lambda: setattr(options, "vary_all", not options.vary_all))
     try:
         print("ready", await fleet.start(), flush=True)
         await fleet.go_on(stop)
@@ -279,6 +285,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--bad-dir", default="")
     parser.add_argument("--chunked", action="store_true")
     parser.add_argument("--vary", action="store_true")
+    parser.add_argument("--vary-all", action="store_true")
     parser.add_argument("--churn", type=float, default=0.0)
     parser.add_argument("--pods", default="")
     parser.add_argument("--stats", default="")
