@@ -124,8 +124,9 @@ def confinement(pid: int) -> dict[str, str]:
 
 
 def events(log: str, event: str) -> list[Json]:
-    """Return the lines of a log that tell of an event."""
-    return [line for line in map(json.loads, log.splitlines()) if line["event"] == event]
+    """Return the agent's lines of a log that tell of an event: runc writes there too, in lines of its own form."""
+    lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    return [line for line in lines if line["event"] == event]
 
 
 # --- as the kubelet does -----------------------------------------------------------------------------------------------
