@@ -104,11 +104,17 @@ def exposition_read(
 def exposition_protobuf(name: str, kind: str, help_text: bytes, texts: Sequence[bytes]) -> bytes:
     """Encode one family as a length-delimited io.prometheus.client.MetricFamily. ValueError: there is no such kind."""
 
-def deflate(texts: Sequence[bytes]) -> list[tuple[bytes, int, int]]:
-    """Deflate texts, each to whole blocks that refer to nothing before them; returns (blocks, CRC-32 of the text, its bytes) of each."""
+def pack(coding: str, sources: Sequence[bytes | int], before: bytes) -> bytes:
+    """Pack texts, and pieces of the pack before by their numbers; `isopod.pulse.core.pack` says how. ValueError: no such coding.
 
-def zstd_frames(texts: Sequence[bytes]) -> list[bytes]:
-    """Compress texts, each to a zstd frame."""
+    OSError: there is no such piece before.
+    """
+
+def gather(packs: list[bytes], number: int, first: int, n_bytes_wanted: int) -> tuple[bytes, int, int, int]:
+    """Join the pieces of one number from a pack on until there are so many bytes; returns (joined, CRC-32, bytes they hold, next pack).
+
+    IndexError: a pack has no such piece.
+    """
 
 def combine_crc32(pieces: Iterable[tuple[int, int]]) -> int:
     """Return the CRC-32 of pieces one behind another, of which each is given by its own and its number of bytes."""

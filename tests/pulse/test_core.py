@@ -6,7 +6,7 @@ Keeps K13 and, of the agent's targets, T10 (figures that wrapped); what is damag
 import io
 import zlib
 from pathlib import Path
-from typing import Final, cast
+from typing import Final, NamedTuple, cast
 
 import pytest
 import zstandard
@@ -184,9 +184,22 @@ def test_names_of_families_are_one_object_for_all_sandboxes() -> None:
     assert {id(name) for name in first} == {id(name) for name in second}
 
 
+class Piece(NamedTuple):
+    """A piece of a pack."""
+
+    data: bytes
+    crc32: int
+    n_bytes: int
+
+
+def pieces_of(coding: str, texts: list[bytes]) -> list[Piece]:
+    pack = core.pack(coding, texts)
+    return [Piece(*core.gather([pack], number, 0, 1)[:3]) for number in range(len(texts))]
+
+
 @given(st.lists(st.binary(max_size=400), max_size=8))
 def test_deflated_pieces_are_a_stream_in_any_order(texts: list[bytes]) -> None:
-    pieces = core.deflate(texts)
+    pieces = pieces_of("gzip", texts)
     assert [(piece.crc32, piece.n_bytes) for piece in pieces] == [(zlib.crc32(text), len(text)) for text in texts]
     for some in (pieces, pieces[::-1], pieces[::2] * 2):
         whole = zlib.decompress(b"".join([piece.data for piece in some]) + LAST_BLOCK, wbits=-15)
@@ -198,7 +211,7 @@ def test_deflated_pieces_are_a_stream_in_any_order(texts: list[bytes]) -> None:
 def test_pieces_of_a_large_text_and_of_one_that_does_not_shrink() -> None:
     large = b"".join([b'x{item="%d"} %d\n' % (n, n * n) for n in range(50_000)])
     noise = zlib.compress(large)
-    pieces = core.deflate([large, noise, b""])
+    pieces = pieces_of("gzip", [large, noise, b""])
     whole = large + noise
     assert zlib.decompress(b"".join([piece.data for piece in pieces]) + LAST_BLOCK, wbits=-15) == whole
     assert core.combine_crc([(piece.crc32, piece.n_bytes) for piece in pieces]) == zlib.crc32(whole)
@@ -207,17 +220,54 @@ def test_pieces_of_a_large_text_and_of_one_that_does_not_shrink() -> None:
 
 
 def test_no_pieces() -> None:
-    assert core.deflate([]) == []
-    assert core.zstd_frames([]) == []
+    assert core.pack("gzip", []) == core.pack("zstd", []) == b""
+    assert core.gather([], 0, 0, 9) == (b"", 0, 0, 0)
     assert core.combine_crc([]) == 0
 
 
 @given(st.lists(st.binary(max_size=400), max_size=8))
 def test_frames_are_one_stream(texts: list[bytes]) -> None:
-    frames = core.zstd_frames(texts)
-    assert len(frames) == len(texts)
-    stream = zstandard.ZstdDecompressor().stream_reader(io.BytesIO(b"".join(frames)), read_across_frames=True)
+    frames = pieces_of("zstd", texts)
+    stream = zstandard.ZstdDecompressor().stream_reader(io.BytesIO(b"".join([each.data for each in frames])), read_across_frames=True)
     assert stream.read() == b"".join(texts)
+    assert [each.n_bytes for each in frames] == [len(text) for text in texts]
+
+
+@given(st.lists(st.lists(st.binary(max_size=90), min_size=2, max_size=2), max_size=8), st.integers(0, 300))
+def test_pieces_of_many_packs_are_joined_until_it_is_enough(rows: list[list[bytes]], n_wanted: int) -> None:
+    packs = [core.pack("gzip", row) for row in rows]
+    for number in (0, 1):
+        first = 0
+        stream, checks = b"", []
+        while first < len(rows):
+            data, crc32, n_bytes, following = core.gather(packs, number, first, n_wanted)
+            texts = b"".join([row[number] for row in rows[first:following]])
+            assert following > first
+            assert following == len(rows) or len(data) >= n_wanted
+            assert (crc32, n_bytes) == (zlib.crc32(texts), len(texts))
+            stream, first = stream + data, following
+            checks.append((crc32, n_bytes))
+        whole = b"".join([row[number] for row in rows])
+        assert zlib.decompress(stream + LAST_BLOCK, wbits=-15) == whole
+        assert core.combine_crc(checks) == zlib.crc32(whole)
+
+
+def test_a_pack_takes_pieces_of_the_one_before() -> None:
+    before = core.pack("gzip", [b"first", b"second", b""])
+    assert core.pack("gzip", [0, 1, 2], before) == before
+    assert core.pack("gzip", [1, b"third", 0], before) == core.pack("gzip", [b"second", b"third", b"first"])
+    with pytest.raises(OSError, match="no such piece"):
+        core.pack("gzip", [3], before)
+    with pytest.raises(OSError, match="no such piece"):
+        core.pack("gzip", [0])
+    with pytest.raises(ValueError, match="no such coding"):
+        core.pack("br", [b""])
+
+
+@pytest.mark.parametrize("pack", [b"", b"x", core.pack("zstd", [b"a", b"b"])[:20], b"\xff" * 48])
+def test_what_is_no_pack_is_refused(pack: bytes) -> None:
+    with pytest.raises(IndexError, match="no such piece"):
+        core.gather([pack], 2, 0, 1)
 
 
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)

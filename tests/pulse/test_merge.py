@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isopod.pulse.merge import PARTS, Block, Census, Group, Pairs, Shape, block_of, count, groups, pairs_of, plan
-from isopod.pulse.model import Families, Kind
+from isopod.pulse.merge import PARTS, Block, Census, Group, Pairs, Shape, Told, block_of, count, groups, pairs_of, plan
+from isopod.pulse.model import Families, Kind, Row
 from tests.pulse.families import fragment
 
 pytestmark = pytest.mark.row("T8")
@@ -21,7 +21,7 @@ def of(**kinds: Kind) -> Families:
 
 def merged(parts: list[Families], own: Families | None = None) -> tuple[list[Group], Mapping[str, int]]:
     blocks = [block_of(part) for part in parts]
-    chosen = plan([count(blocks)], own or {})
+    chosen = plan([count(blocks)], Told(own or {}).kinds)
     found = [group for group in groups(chosen, [block_of(own), *blocks] if own else blocks) if group is not None]
     return found, chosen.conflicts
 
@@ -122,7 +122,7 @@ def test_a_census_that_all_left_is_empty(shapes: list[Pairs]) -> None:
     census = Census()
     for shape in shapes:
         census.add(shape)
-    assert census.counts == count([Block(Shape(shape), ((),)) for shape in shapes])
+    assert census.counts == count([Block(Shape(shape), (Row(()),)) for shape in shapes])
     for shape in shapes:
         census.remove(shape)
     assert census.counts == {}

@@ -11,8 +11,9 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from isopod.pulse.model import Query
+from isopod.pulse.model import Query, Row
 from isopod.pulse.own import SCRAPE_BOUNDS_MS, Durations, Facts, Own, PushFacts, Sheet
+from isopod.pulse.own_sandboxes import ROW_SANDBOXES
 from isopod.pulse.store import Store
 from isopod.world.kernel import ProcessFigures
 from isopod.world.sim import SimWorld
@@ -235,3 +236,33 @@ def test_a_sheet_is_in_the_order_of_names_and_escapes() -> None:
     assert list(made) == ["a_total", "b"]
     assert made["b"].text == b'b{path="a\\"\\\\\\n"} 2\n'
     assert (made["a_total"].text, made["a_total"].kind, made["a_total"].n_series) == (b"a_total 1\n", "counter", 1)
+
+
+async def test_what_is_said_of_each_sandbox_is_the_same_whether_kept_or_made_anew(world: World) -> None:
+    """For an answer rows of many sandboxes are kept while their figures stay the same."""
+    async with Rig(world) as rig:
+        own, store = rig.server.own, rig.store
+
+        def kept() -> dict[str, list[Row]]:
+            return {block.shape.pairs[0][0]: list(block.rows) for block in own.told(Facts()).blocks}
+
+        def is_true() -> bool:
+            shown = b"".join([each.text for name, rows in kept().items() if "age" not in name for row in rows for each in row.fragments])
+            made = own.of_sandboxes(store.entries())
+            return shown == b"".join([each.text for name, each in made.items() if "age" not in name])
+
+        assert kept() == {} == own.of_sandboxes(())
+        for number in range(2 * ROW_SANDBOXES + 1):
+            rig.add(f"s{number:03}")
+        assert "kata_pulse_sandbox_age_seconds" not in kept(), "none of them has figures"
+        first = kept()["kata_pulse_sandbox_up"]
+        assert is_true()
+        assert kept()["kata_pulse_sandbox_up"] == first
+        rig.fill("s000", WEB)
+        then = kept()["kata_pulse_sandbox_up"]
+        assert [one is other for one, other in zip(first, then, strict=True)] == [False, True, True]
+        assert is_true()
+        store.remove("s000")
+        store.describe("s200", WEB)
+        assert len(kept()["kata_pulse_sandbox_up"]) == 2
+        assert is_true()

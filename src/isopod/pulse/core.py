@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from isopod import _core
 from isopod.pulse.labels import block
-from isopod.pulse.model import Deflated, Fragment, Kind, Labels, Reading
+from isopod.pulse.model import Fragment, Kind, Labels, Reading
 
 REASONS: Final[Mapping[str, str]] = {
     "name": "does not begin with the name of a metric; an announcement of what is no name",
@@ -75,19 +75,35 @@ def read(body: bytes, labels: Labels, rules: Rules, wanted: Mapping[str, tuple[s
     return Reading(families, values, n_series, dropped)
 
 
-def deflate(texts: Sequence[bytes]) -> list[Deflated]:
-    """Return each text as a piece of a gzip stream: pieces may come one behind another in any order, between a header and a last block."""
-    return [Deflated(*piece) for piece in _core.deflate(texts)]
+def pack(coding: str, texts: Sequence[bytes | int], before: bytes = b"") -> bytes:
+    """Return texts packed, each as a piece of a stream: pieces of any packs, one behind another in any order, are one.
+
+    Args:
+        coding: "gzip": pieces are what stands between a header and a last block; "zstd": frames.
+        texts: What is packed; of a number the piece of that number of the pack before is taken as it is.
+        before: A pack of the same coding.
+    """
+    return _core.pack(coding, texts, before)
+
+
+def gather(packs: list[bytes], number: int, first: int, n_bytes_wanted: int) -> tuple[bytes, int, int, int]:
+    """Join the pieces of one number.
+
+    Args:
+        packs: Where they are.
+        number: Which piece of each.
+        first: The first pack that is looked at.
+        n_bytes_wanted: It is enough when there are so many bytes.
+
+    Returns:
+        The pieces joined, the CRC-32 of what they hold (0 in zstd), how many bytes that is, and the pack with which it goes on.
+    """
+    return _core.gather(packs, number, first, n_bytes_wanted)
 
 
 def combine_crc(pieces: Iterable[tuple[int, int]]) -> int:
     """Return the CRC-32 of pieces one behind another, of which each is given by its own CRC-32 and its number of bytes."""
     return _core.combine_crc32(pieces)
-
-
-def zstd_frames(texts: Sequence[bytes]) -> list[bytes]:
-    """Return each text as a frame of zstd; frames one behind another are one stream."""
-    return _core.zstd_frames(texts)
 
 
 def protobuf(name: str, kind: Kind, help: bytes, texts: Sequence[bytes]) -> bytes:  # noqa: A002 - the format's word

@@ -1,7 +1,7 @@
 """Merge: the families of many sandboxes as the groups of one exposition: each name once, of one kind, in the order of names.
 
-Nothing is copied: a group lists the fragments that stand in it; sandboxes that have the same families stand together, as blocks. Which
-kind a name has is settled for a whole answer before its first byte:
+Nothing is copied: a group says where its fragments stand; sandboxes that have the same families stand together, as blocks, and a family
+of a block is a column of it. Which kind a name has is settled for a whole answer before its first byte:
 
 1. the agent's own families have the kind that the agent gives them;
 2. a name in KNOWN has that kind, if any sandbox gives it so;
@@ -17,7 +17,7 @@ Source: the text format's rule of one group per name; OpenMetrics 1.0 (MetricFam
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from isopod.pulse.model import Families, Fragment, Kind, Labels
+from isopod.pulse.model import Families, Fragment, Kind, Labels, Row
 
 KNOWN: Final[Mapping[str, Kind]] = {
     "kata_agent_scrape_count": "counter",
@@ -40,13 +40,36 @@ Pairs = tuple[tuple[str, Kind], ...]
 Counts = dict[str, dict[Kind, int]]
 
 
+class Run(NamedTuple):
+    """One column of some rows."""
+
+    rows: Sequence[Row]
+    column: int
+
+
+Part = Run | Fragment
+"""Of a family: what is kept with its row, or a fragment that is nobody's: made for one answer."""
+
+
 class Group(NamedTuple):
     """One family of an answer."""
 
     name: str
     kind: Kind
     help: bytes
-    fragments: Sequence[Fragment]
+    parts: Sequence[Part]
+
+    @property
+    def fragments(self) -> list[Fragment]:
+        """What stands in it."""
+        found: list[Fragment] = []
+        for part in self.parts:
+            if isinstance(part, Fragment):
+                found.append(part)
+            else:
+                column = part.column
+                found += [row.fragments[column] for row in part.rows]
+        return found
 
 
 class Plan(NamedTuple):
@@ -92,11 +115,30 @@ class Block(NamedTuple):
         shape: What all of them have.
         rows: By sandbox, its fragments in the order of the shape.
         begun: By sandbox, what all its lines begin with; empty if they do not all begin alike, or nobody needs to know.
+        is_kept: Whether the rows outlast the answer, so that what is packed of them is worth keeping.
     """
 
     shape: Shape
-    rows: Sequence[Sequence[Fragment]]
+    rows: Sequence[Row]
     begun: Sequence[Begun] = ()
+    is_kept: bool = True
+
+
+class Told(NamedTuple):
+    """What the agent says of itself in an answer.
+
+    Args:
+        families: Made for the answer.
+        blocks: More families, of which none is among those; in part kept from answer to answer.
+    """
+
+    families: Families
+    blocks: Sequence[Block] = ()
+
+    @property
+    def kinds(self) -> dict[str, Kind]:
+        """Of all of them."""
+        return {**{name: each.kind for name, each in self.families.items()}, **{n: kind for b in self.blocks for n, kind in b.shape.pairs}}
 
 
 class Census:
@@ -131,9 +173,9 @@ def pairs_of(families: Families) -> Pairs:
     return tuple([(name, fragment.kind) for name, fragment in families.items()])
 
 
-def block_of(families: Families) -> Block:
+def block_of(families: Families, *, is_kept: bool = True) -> Block:
     """Return families as a block of one row."""
-    return Block(Shape(pairs_of(families)), (tuple(families.values()),))
+    return Block(Shape(pairs_of(families)), (Row(tuple(families.values())),), is_kept=is_kept)
 
 
 def count(blocks: Iterable[Block]) -> Counts:
@@ -144,12 +186,12 @@ def count(blocks: Iterable[Block]) -> Counts:
     return census.counts
 
 
-def plan(censuses: Iterable[Counts], own: Families) -> Plan:
+def plan(censuses: Iterable[Counts], own: Mapping[str, Kind]) -> Plan:
     """Settle which families an answer has.
 
     Args:
         censuses: What sandboxes have.
-        own: The agent's own families.
+        own: The agent's own families, and their kinds.
     """
     merged: Counts = {}
     for counts in censuses:
@@ -161,7 +203,7 @@ def plan(censuses: Iterable[Counts], own: Families) -> Plan:
     conflicts: dict[str, int] = {}
     for name in sorted({**merged, **own}):
         kinds = merged.get(name, {})
-        kind = own[name].kind if name in own else _kind(name, kinds)
+        kind = own[name] if name in own else _kind(name, kinds)
         chosen[name] = kind
         n_lost = totals.get(name, 0) - kinds.get(kind, 0)
         if n_lost:
@@ -175,18 +217,23 @@ def plan(censuses: Iterable[Counts], own: Families) -> Plan:
 def groups(chosen: Plan, blocks: Sequence[Block]) -> Iterator[Group | None]:
     """Iterate over an answer's families."""
     for name, kind in chosen.kinds.items():
-        fragments: list[Fragment] = []
+        parts: list[Part] = []
         for block in blocks:
             column = block.shape.index.get(name)
             if column is not None and block.shape.pairs[column][1] == kind:
-                fragments += [row[column] for row in block.rows]
-        if fragments:
-            yield Group(name, kind, first_help(fragments), fragments)
+                parts += [Run(block.rows, column)] if block.is_kept else [row.fragments[column] for row in block.rows]
+        if parts:
+            yield Group(name, kind, first_help(parts), parts)
 
 
-def first_help(fragments: Iterable[Fragment]) -> bytes:
+def first_help(parts: Iterable[Part]) -> bytes:
     """Return the first help of these that says something."""
-    return next((fragment.help for fragment in fragments if fragment.help), b"")
+    for part in parts:
+        fragments = (part,) if isinstance(part, Fragment) else (row.fragments[part.column] for row in part.rows)
+        found = next((fragment.help for fragment in fragments if fragment.help), b"")
+        if found:
+            return found
+    return b""
 
 
 def _kind(name: str, kinds: Mapping[Kind, int]) -> Kind:
@@ -196,7 +243,7 @@ def _kind(name: str, kinds: Mapping[Kind, int]) -> Kind:
     return min(kinds, key=lambda kind: (-kinds[kind], kind))
 
 
-def _clashing(chosen: Mapping[str, Kind], counts: Counts, own: Families) -> list[str]:
+def _clashing(chosen: Mapping[str, Kind], counts: Counts, own: Mapping[str, Kind]) -> list[str]:
     """Return the families that must go because their lines would bear the names of another's."""
     lost: dict[str, None] = {}
     for name, kind in chosen.items():

@@ -4,7 +4,8 @@ Discovery and the runtime endpoint say which sandboxes there are and whose they 
 (`Fragment`), the store keeps them by sandbox. Nothing here does anything.
 
 A fragment is the text of one family of one sandbox, labelled and ready to be sent: the aggregate of all sandboxes is made by putting the
-fragments of a family one behind another. What was made of it for a coding is kept in it, so that a scrape joins and does not compute.
+fragments of a family one behind another. What was made of them for a coding is kept by sandbox (`Row`), so that a scrape joins and does
+not compute.
 """
 
 from typing import Final, Literal, NamedTuple
@@ -153,8 +154,6 @@ class Fragment(msgspec.Struct, eq=False, gc=False):
         text: Its sample lines in text format 0.0.4, each ended by a newline; no comment lines.
         n_series: Its lines.
         open_text: The same in OpenMetrics where that differs (exemplars, timestamps in seconds), else None.
-        deflated: Its text packed for gzip, once somebody asked for it.
-        zstd: The same for zstd.
     """
 
     kind: Kind
@@ -162,17 +161,24 @@ class Fragment(msgspec.Struct, eq=False, gc=False):
     text: bytes
     n_series: int
     open_text: bytes | None = None
-    deflated: "Deflated | None" = None
-    zstd: bytes | None = None
 
 
-class Deflated(NamedTuple):
-    """A piece of a gzip stream: whole DEFLATE blocks that refer to nothing before them, and what the trailer needs."""
+class Row:
+    """Families that go together, mostly those of a sandbox: never changed, but for what is packed of them.
 
-    data: bytes
-    crc32: int
-    n_bytes: int
-    """Before compression."""
+    Args:
+        fragments: In the order of names.
+    """
+
+    __slots__ = ("differing", "fragments", "packs", "texts")
+
+    def __init__(self, fragments: tuple[Fragment, ...]) -> None:
+        self.fragments = fragments
+        self.differing = tuple([column for column, each in enumerate(fragments) if each.open_text is not None])
+        """Which of them are others in OpenMetrics."""
+        self.texts = tuple([each.text for each in fragments])
+        self.packs: dict[str, bytes] = {}
+        """By coding, all of them packed (`core.pack`)."""
 
 
 Families = dict[str, Fragment]

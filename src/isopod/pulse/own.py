@@ -13,8 +13,10 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from isopod.pulse.labels import block, kata_labels
-from isopod.pulse.model import Families, Fragment, Kind, Pod
+from isopod.pulse.labels import block
+from isopod.pulse.merge import Told
+from isopod.pulse.model import Families, Fragment, Kind
+from isopod.pulse.own_sandboxes import OwnSandboxes
 from isopod.pulse.rates import Row
 from isopod.pulse.store import Entry, Store
 from isopod.world.kernel import ProcessFigures
@@ -125,7 +127,7 @@ class Own:
         self._process: ProcessFigures | None = None
         self._process_ns = 0
         self._is_asking = False
-        self._blocks: dict[str, tuple[Pod | None, str]] = {}
+        self._sandboxes = OwnSandboxes(self._loop_s)
         self._dropped: dict[str, int] = {}
         self._seen: dict[str, Mapping[str, int]] = {}
         self.n_scrapes = 0
@@ -190,44 +192,34 @@ class Own:
             facts: What the other parts say.
             strict: Whether only what kata-monitor has too is wanted.
         """
-        sheet = Sheet()
-        self._monitor(sheet)
-        if not strict:
-            self._store_families(sheet)
-            self._facts(sheet, facts)
-            if facts.push is not None:
-                _push_families(sheet, facts.push)
-            if facts.merged is not None:
-                _merge_families(sheet, facts.merged)
-            self._scrapes(sheet)
-            self.sandboxes(sheet, self._store.entries())
-        return sheet.families()
+        if strict:
+            sheet = Sheet()
+            self._monitor(sheet)
+            return sheet.families()
+        return {**self._of_agent(facts), **self.of_sandboxes(self._store.entries())}
+
+    def told(self, facts: Facts) -> Told:
+        """Return the same for an answer: what stays the same is kept from one to the next."""
+        return Told(self._of_agent(facts), self._sandboxes.blocks(self._store.entries()))
 
     def of_sandboxes(self, entries: Sequence[Entry]) -> Families:
         """Return what the agent says of some sandboxes alone: whether they are up, how old their figures are."""
-        sheet = Sheet()
-        self.sandboxes(sheet, entries)
-        return sheet.families()
-
-    def sandboxes(self, sheet: "Sheet", entries: Sequence[Entry]) -> None:
-        """Put the families by sandbox on a sheet."""
-        now_s = self._loop_s()
-        ages = [each.age_s(now_s) for each in entries]
-        blocks = [self._block(entry) for entry in entries]
-        for name, text, values in (
-            ("kata_pulse_sandbox_up", "Whether the last request to the sandbox's shim was answered.", [int(each.up) for each in entries]),
-            (
-                "kata_pulse_sandbox_age_seconds",
-                "How old the sandbox's figures are.",
-                [None if age is None else round(age, 3) for age in ages],
-            ),
-            ("kata_pulse_sandbox_collection_seconds", "How long the last request took.", [each.took_s for each in entries]),
-            ("kata_pulse_sandbox_bytes", "Size of the shim's last answer.", [each.n_bytes for each in entries]),
-            ("kata_pulse_sandbox_series", "Series of the sandbox that are kept.", [each.n_series for each in entries]),
-        ):
-            sheet.add_many(name, "gauge", text, zip(blocks, values, strict=True))
+        return self._sandboxes.families(entries)
 
     # --- inside ---------------------------------------------------------------------------------------------------------------------
+
+    def _of_agent(self, facts: Facts) -> Families:
+        """Return all but what is said of each sandbox."""
+        sheet = Sheet()
+        self._monitor(sheet)
+        self._store_families(sheet)
+        self._facts(sheet, facts)
+        if facts.push is not None:
+            _push_families(sheet, facts.push)
+        if facts.merged is not None:
+            _merge_families(sheet, facts.merged)
+        self._scrapes(sheet)
+        return sheet.families()
 
     def _monitor(self, sheet: "Sheet") -> None:
         add = sheet.add
@@ -324,15 +316,6 @@ class Own:
         sheet.add("kata_pulse_build_info", "gauge", "The agent's version.", 1, version=self._version)
         sheet.add("kata_pulse_scrapes_in_flight", "gauge", "Scrapes under way.", self.n_in_flight)
         sheet.add("kata_pulse_scrape_bytes_total", "counter", "Bytes of scrapes' answers.", self.n_bytes)
-
-    def _block(self, entry: Entry) -> str:
-        """Return an entry's labels as they stand between braces; made once for each pod it belongs to."""
-        known = self._blocks.get(entry.id)
-        if known is None or known[0] is not entry.pod:
-            if len(self._blocks) > 2 * len(self._store.entries()) + 64:
-                self._blocks.clear()  # of sandboxes that are gone
-            known = self._blocks[entry.id] = (entry.pod, block(kata_labels(entry.id, entry.pod)).decode())
-        return known[1]
 
 
 def _push_families(sheet: "Sheet", push: PushFacts) -> None:

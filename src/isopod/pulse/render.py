@@ -1,8 +1,8 @@
 """Render: a view as the pieces of an answer.
 
 Fragments are ready to be sent: rendering puts a family's header before them and joins them to pieces of PIECE_BYTES, one after the other,
-so that an answer of any size costs a few pieces of memory. Between pieces others get their turn. What is packed alone (see `codings`) is
-kept in the fragments: the first answer in a coding costs the packing, later ones only that of what came anew.
+so that an answer of any size costs a few pieces of memory. Between pieces others get their turn. What is packed (see `codings`) is kept
+with the sandbox: the first answer in a coding costs the packing, later ones only that of what came anew.
 
     text, OpenMetrics    the same fragments, but where a line is another in OpenMetrics (exemplars, timestamps)
     protobuf             made anew for each answer, by family; of a large family first the size of each sandbox's part, then the parts
@@ -28,9 +28,10 @@ from isopod.pulse.model import Kind
 from isopod.pulse.view import View
 from isopod.runtime.scheduling import maybe_yield
 
-PIECE_BYTES: Final = 1 << 20
-"""How large a piece of an answer is, about: a millisecond's work. A piece is what goes out in one turn of the loop, so that smaller ones
-would make an answer wait behind all else that is done in as many more turns. One fragment that is larger goes as a whole."""
+PIECE_BYTES: Final = 512 << 10
+"""How large a piece of an answer is, about: half a millisecond's work. A piece is what goes out in one turn of the loop, so that smaller
+ones would make an answer wait behind all else that is done in as many more turns; for larger ones the C library asks the kernel for memory
+each time and gives it back, and its pages are cleared anew. One fragment that is larger goes as a whole."""
 FIRST_BYTES: Final = 64 << 10
 """The same of the first one, which is waited for."""
 COUNTED_MAX: Final = 64
@@ -66,7 +67,7 @@ def content_length(view: View, format: Format, coding: Coding) -> int | None:  #
     for group in _shown(view, format.name):
         if group is not None:
             n_bytes += len(header(group, format.name, view.chosen.kinds))
-            for texts in packer("identity").fragments(group.fragments, is_open=format.name == "openmetrics"):
+            for texts in packer("identity").family(group.parts, is_open=format.name == "openmetrics"):
                 n_bytes += sum(map(len, texts))
     return n_bytes
 
@@ -141,7 +142,7 @@ def _batches(view: View, format: FormatName, pack: Packer) -> Iterator[Sequence[
                 yield ()
             else:
                 yield [pack.plain(header(group, format, view.chosen.kinds))]
-                yield from pack.fragments(group.fragments, is_open=format == "openmetrics")
+                yield from pack.family(group.parts, is_open=format == "openmetrics")
     if format == "openmetrics":
         yield [pack.plain(EOF)]
     yield [pack.end()]

@@ -17,6 +17,7 @@ from typing import Final
 
 from isopod.net.http.messages import HeaderPairs, HttpError, Request, Response
 from isopod.pulse.formats import Coding, Format
+from isopod.pulse.merge import Told
 from isopod.pulse.model import Families, Query
 from isopod.pulse.own import Own
 from isopod.pulse.render import etag, render
@@ -54,7 +55,13 @@ class Scrapes:
         self._logger = logger
 
     async def answer(
-        self, request: Request, query: Query, families: Callable[[], Families], *, chosen: tuple[Format, Coding], headers: HeaderPairs = ()
+        self,
+        request: Request,
+        query: Query,
+        families: Callable[[], Families | Told],
+        *,
+        chosen: tuple[Format, Coding],
+        headers: HeaderPairs = (),
     ) -> Response:
         """Answer one scrape. Counting is the caller's until it returns; `Counted` counts the rest.
 

@@ -16,8 +16,8 @@ from collections.abc import Iterator, Sequence
 from itertools import compress
 from typing import Final, Literal, NamedTuple
 
-from isopod.pulse.merge import NOTHING, PARTS, Block, Group, Plan, first_help
-from isopod.pulse.model import Fragment, Kind, Labels
+from isopod.pulse.merge import NOTHING, PARTS, Block, Group, Part, Plan, Run, first_help
+from isopod.pulse.model import Fragment, Kind, Labels, Row
 from isopod.pulse.patterns import Pattern
 from isopod.world.errors import InvalidArgument
 
@@ -29,7 +29,7 @@ KNOWN_MAX: Final = 2000
 """For how many families' lines the answer is kept."""
 TURN_LINES: Final = 4000
 """After how many lines others may get a turn."""
-TURN_PARTS: Final = 200
+TURN_SANDBOXES: Final = 200
 """After how many sandboxes others may get a turn."""
 NAME: Final = "__name__"
 
@@ -138,10 +138,10 @@ class Selection:
         return any(all(m.label in settled or m.matches(found.get(m.label, "")) for m in self.selectors[number]) for number in active)
 
 
-class _Part(NamedTuple):
+class _Sandbox(NamedTuple):
     """What one sandbox has in a block, and what is settled of it."""
 
-    row: Sequence[Fragment]
+    row: Row
     active: Active
     labels: Labels
     begun: bytes
@@ -156,36 +156,43 @@ def select(selection: Selection, chosen: Plan, blocks: Sequence[Block]) -> Itera
         chosen: The families.
         blocks: Where they are.
     """
-    parts: list[list[_Part]] = []
+    sandboxes: list[list[_Sandbox]] = []
     for block in blocks:
-        parts.append([])
+        sandboxes.append([])
         for number, row in enumerate(block.rows):
             begun = block.begun[number] if block.begun else NOTHING
             active = selection.active(begun.labels)
             if active:
-                parts[-1].append(_Part(row, active, begun.labels, begun.block))
-            if not number % TURN_PARTS:
+                sandboxes[-1].append(_Sandbox(row, active, begun.labels, begun.block))
+            if not number % TURN_SANDBOXES:
                 yield None
     for name, kind in chosen.kinds.items():
-        fragments: list[Fragment] = []
+        parts: list[Part] = []
         n_looked = 0
-        for block, each in zip(blocks, parts, strict=True):
+        for block, each in zip(blocks, sandboxes, strict=True):
             column = block.shape.index.get(name)
             if column is None or block.shape.pairs[column][1] != kind:
                 continue
-            for part in each:
-                kept = _narrowed(selection, name, part.row[column], part)
-                if kept is not None:
-                    fragments.append(kept)
-                n_looked += 1 + part.row[column].n_series
+            whole: list[Row] = []
+            for sandbox in each:
+                fragment = sandbox.row.fragments[column]
+                kept = _narrowed(selection, name, fragment, sandbox)
+                if kept is fragment and block.is_kept:
+                    if not whole:
+                        parts.append(Run(whole, column))
+                    whole.append(sandbox.row)
+                elif kept is not None:
+                    parts.append(kept)
+                    whole = []
+                n_looked += 1 + fragment.n_series
                 if n_looked >= TURN_LINES:
                     n_looked = 0
                     yield None
-        if fragments:
-            yield Group(name, kind, first_help(fragments), fragments)
+        if parts:
+            yield Group(name, kind, first_help(parts), parts)
 
 
-def _narrowed(selection: Selection, name: str, fragment: Fragment, part: _Part) -> Fragment | None:
+def _narrowed(selection: Selection, name: str, fragment: Fragment, part: _Sandbox) -> Fragment | None:
     """Return a fragment with the wanted lines: itself if that is all of them, None if it is none."""
     if selection.takes_all(name, fragment.kind, part.active, part.labels):
         return fragment

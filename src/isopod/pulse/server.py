@@ -45,6 +45,7 @@ from isopod.pulse import pages
 from isopod.pulse.config_page import config_of, config_page
 from isopod.pulse.formats import negotiate
 from isopod.pulse.lifecycle import RELOAD, Lifecycle, Read
+from isopod.pulse.merge import Told
 from isopod.pulse.model import Families, Query, ViewName
 from isopod.pulse.own import Facts, Own
 from isopod.pulse.policy import PolicyFile
@@ -53,7 +54,7 @@ from isopod.pulse.resource import scrape_error
 from isopod.pulse.scrape import Scrapes
 from isopod.pulse.security import LIMITS, SOCKET_MODE, Guard, check_tls, open_tls
 from isopod.pulse.settings import PulseSettings
-from isopod.pulse.store import Entry, Store
+from isopod.pulse.store import Store
 from isopod.pulse.strict import Strict, readiness
 from isopod.pulse.workers import Workers, n_shards
 from isopod.runtime.logger import Logger
@@ -240,7 +241,7 @@ class PulseServer:
         accept, coding = request.headers.combined("accept"), request.headers.combined("accept-encoding")
         return await self._scrapes.answer(request, query, lambda: self._own_families(query), chosen=negotiate(accept, coding))
 
-    def _own_families(self, query: Query) -> Families:
+    def _own_families(self, query: Query) -> Families | Told:
         """Return the agent's own families that go with figures.
 
         Raises:
@@ -253,8 +254,8 @@ class PulseServer:
         if query.view == "cadvisor" or not may_have_own(query):
             return {}
         if query.sandbox or query.namespace or query.pod:
-            return self.own.of_sandboxes([entry for entry in self._store.entries() if is_wanted(entry, query)])
-        return self.own.families(self._facts())
+            return self.own.of_sandboxes(self._store.wanted(query))
+        return self.own.told(self._facts())
 
     def _expect_figures(self, identifier: str) -> None:
         """Refuse to show a sandbox that has no figures; one that is not known is the store's matter."""
@@ -346,16 +347,6 @@ def may_have_own(query: Query) -> bool:
     if query.names and not any(name.startswith(OWN_PREFIXES) for name in query.names):
         return False
     return not query.matches or any(selector.strip().startswith(("{", *OWN_PREFIXES)) for selector in query.matches)
-
-
-def is_wanted(entry: Entry, query: Query) -> bool:
-    """Return whether a query is about a sandbox."""
-    pod = entry.pod
-    return (
-        (not query.sandbox or entry.id == query.sandbox)
-        and (not query.namespace or (pod is not None and pod.namespace == query.namespace))
-        and (not query.pod or (pod is not None and pod.name == query.pod))
-    )
 
 
 def _words(text: str) -> list[str]:

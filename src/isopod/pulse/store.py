@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from isopod.pulse import codings
 from isopod.pulse.cadvisor import cadvisor_labels
 from isopod.pulse.labels import block, exchange, kata_labels
-from isopod.pulse.merge import Begun, Block, Census, Pairs, Shape, block_of, count, pairs_of
-from isopod.pulse.model import Families, Fragment, Labels, Pod, Query, Runtime, Target
+from isopod.pulse.merge import Begun, Block, Census, Pairs, Shape, Told, block_of, count, pairs_of
+from isopod.pulse.model import Families, Fragment, Labels, Pod, Query, Row, Runtime, Target
 from isopod.pulse.resource import newest
 from isopod.pulse.view import Demand, View, make_view
 from isopod.world.errors import NotFound
@@ -36,9 +36,11 @@ if TYPE_CHECKING:
 HELPS_MAX: Final = 4096
 """How many texts of help are kept once for all sandboxes."""
 SHAPES_MAX: Final = 4096
-Row = tuple[Fragment, ...]
+FOUND_MAX: Final = 64
+"""For how many namespaces and pods it is kept who is in them."""
 _NONE: Final[Families] = {}
 _EMPTY: Final = Shape(())
+_NO_ROW: Final = Row(())
 _BY_ID: Final = attrgetter("id")
 
 
@@ -88,10 +90,10 @@ class Entry:
         """Its kata_* families; never changed, only exchanged."""
         self.containers: Families = _NONE
         """Its families under cAdvisor's names."""
-        self.resource: Families | None = None
+        self.resource: Block | None = None
         """What /metrics/resource shows of it; None until somebody asked."""
         self.shapes: tuple[Shape, Shape] = (_EMPTY, _EMPTY)
-        self.rows: tuple[Row, Row] = ((), ())
+        self.rows: tuple[Row, Row] = (_NO_ROW, _NO_ROW)
         """The fragments of both in the order of their shapes."""
         self.raw: bytes | None = None
         self.up = False
@@ -171,6 +173,8 @@ class Store:
         self._ordered: list[Entry] = []
         self._kata = Census()
         self._containers = Census()
+        self._found: dict[tuple[str, str], Sequence[Entry]] = {}
+        """By namespace and pod, who is in them: until a sandbox comes, goes or becomes another's."""
         self._helps: dict[bytes, bytes] = {}
         self._shapes: dict[Pairs, Shape] = {}
         self._n_rounds = self._n_unchanged = self._n_failed = self._n_expired = self._n_late = 0
@@ -185,6 +189,7 @@ class Store:
         if entry is None:
             entry = self._entries[target.id] = Entry(target, self._now())
             insort(self._ordered, entry, key=_BY_ID)
+            self._found.clear()
             self._show(entry)
         return entry
 
@@ -194,6 +199,7 @@ class Store:
         if entry is None:
             return False
         del self._ordered[bisect_left(self._ordered, identifier, key=_BY_ID)]
+        self._found.clear()
         self._keep(entry, _NONE, _NONE)
         self.generation += 1
         return True
@@ -205,6 +211,27 @@ class Store:
     def entries(self) -> tuple[Entry, ...]:
         """Return all entries in the order of their ids."""
         return tuple(self._ordered)
+
+    def wanted(self, query: Query) -> Sequence[Entry]:
+        """Return the entries that a query is about, in the order of their ids.
+
+        Raises:
+            NotFound: There is no such sandbox.
+        """
+        if query.sandbox:
+            entry = self._entries.get(query.sandbox)
+            if entry is None:
+                raise NotFound("sandbox", query.sandbox, "GET /sandboxes lists those there are")
+            return _of_pods((entry,), query)
+        if not (query.namespace or query.pod):
+            return self._ordered
+        key = (query.namespace, query.pod)
+        found = self._found.get(key)
+        if found is None:
+            if len(self._found) >= FOUND_MAX:
+                self._found.clear()
+            found = self._found[key] = _of_pods(self._ordered, query)
+        return found
 
     # --- what is known of them ------------------------------------------------------------------------------------------------------
 
@@ -218,6 +245,7 @@ class Store:
         if entry is None or entry.pod == pod:
             return False
         old, entry.pod = entry.pod, pod
+        self._found.clear()
         before, entry.begun = entry.begun, _begun(identifier, pod)
         families = _exchanged(entry.families, before.labels, entry.begun.labels)
         labels = self._container_labels
@@ -266,10 +294,12 @@ class Store:
         kata, is_same = self._reuse(families, entry.families)
         cadvisor, is_same_too = self._reuse(containers, entry.containers)
         if not (is_same and is_same_too):
+            before = entry.rows
+            self._keep(entry, kata, cadvisor)
             for coding in codings.KEPT:
                 if self.demand.is_wanted(coding):
-                    codings.prepare([*kata.values(), *cadvisor.values()], coding)
-            self._keep(entry, kata, cadvisor)
+                    for row, old in zip(entry.rows, before, strict=True):
+                        codings.prepare(row, coding, old)
             self._show(entry)
         return True
 
@@ -314,7 +344,7 @@ class Store:
 
     # --- what is shown --------------------------------------------------------------------------------------------------------------
 
-    def view(self, query: Query, own: Families = _NONE) -> View:
+    def view(self, query: Query, own: Families | Told = _NONE) -> View:
         """Return what a scrape shows: it stays as it is now.
 
         Args:
@@ -331,11 +361,11 @@ class Store:
         n_changes = 0
         is_part = bool(query.sandbox or query.namespace or query.pod)
         if is_part:
-            entries = self._wanted(query)
+            entries = self.wanted(query)
         kata = _blocks(entries, 0, has_begun=bool(query.matches)) if query.view in {"all", "kata"} else []
         containers = _blocks(entries, 1) if query.view in {"all", "cadvisor"} else []
         if query.view == "resource" and self._resource is not None:
-            containers = [block_of(self._of_resource(entry)) for entry in newest(entries)]
+            containers = [self._of_resource(entry) for entry in newest(entries)]
             is_part = True
         if is_part:
             counts = [count(kata), count(containers)]
@@ -346,12 +376,12 @@ class Store:
             censuses.append(n_each)
         return make_view(
             query,
-            own,
+            own if isinstance(own, Told) else Told(own),
             blocks=[*shared, *kata, *containers],
             censuses=censuses,
             n_sandboxes=len(entries),
             generation=self.generation,
-            tag=(self._epoch, n_changes, *(entry.version for entry in entries)),
+            tag=(self._epoch, n_changes, *([entry.version for entry in entries] if is_part else ["all", self.generation])),
             demand=self.demand,
         )
 
@@ -373,24 +403,10 @@ class Store:
 
     # --- inside ---------------------------------------------------------------------------------------------------------------------
 
-    def _wanted(self, query: Query) -> list[Entry]:
-        if query.sandbox:
-            entry = self._entries.get(query.sandbox)
-            if entry is None:
-                raise NotFound("sandbox", query.sandbox, "GET /sandboxes lists those there are")
-            found = [entry]
-        else:
-            found = self._ordered
-        if query.namespace:
-            found = [entry for entry in found if entry.pod is not None and entry.pod.namespace == query.namespace]
-        if query.pod:
-            found = [entry for entry in found if entry.pod is not None and entry.pod.name == query.pod]
-        return found
-
-    def _of_resource(self, entry: Entry) -> Families:
+    def _of_resource(self, entry: Entry) -> Block:
         if entry.resource is None:
             assert self._resource is not None
-            entry.resource = self._resource(entry)
+            entry.resource = block_of(self._resource(entry))
         return entry.resource
 
     def _confirm(self, entry: Entry, took_s: float) -> None:
@@ -431,7 +447,8 @@ class Store:
         entry.containers = containers
         entry.resource = None
         entry.n_series = sum(each.n_series for part in (families, containers) for each in part.values())
-        entry.rows = (tuple(families.values()), tuple(containers.values()))
+        kata, cadvisor = entry.rows
+        entry.rows = (_row(families, kata), _row(containers, cadvisor))
         before, shapes = entry.shapes, (self._one_shape(families), self._one_shape(containers))
         entry.shapes = shapes
         for census, old, new in zip((self._kata, self._containers), before, shapes, strict=True):
@@ -457,14 +474,39 @@ class Store:
 
 def _blocks(entries: Sequence[Entry], which: int, *, has_begun: bool = False) -> list[Block]:
     """Return the families of sandboxes, those of one shape together: the first of `rows`, or the second."""
-    found: dict[Shape, list[Entry]] = {}
-    for entry in entries:
-        found.setdefault(entry.shapes[which], []).append(entry)
+    shapes = [entry.shapes[which] for entry in entries]
+    if shapes.count(shapes[0] if shapes else _EMPTY) == len(shapes):  # as mostly: that is seen at a glance
+        found: Mapping[Shape, Sequence[Entry]] = {shapes[0]: entries} if shapes else {}
+    else:
+        found = _by_shape(entries, which)
     return [
         Block(shape, [entry.rows[which] for entry in each], [entry.begun for entry in each] if has_begun else ())
         for shape, each in found.items()
         if shape.pairs
     ]
+
+
+def _by_shape(entries: Sequence[Entry], which: int) -> Mapping[Shape, Sequence[Entry]]:
+    found: dict[Shape, list[Entry]] = {}
+    for entry in entries:
+        found.setdefault(entry.shapes[which], []).append(entry)
+    return found
+
+
+def _of_pods(entries: Sequence[Entry], query: Query) -> list[Entry]:
+    """Return the entries of a namespace and of pods of a name; an empty word is any."""
+    found = list(entries)
+    if query.namespace:
+        found = [entry for entry in found if entry.pod is not None and entry.pod.namespace == query.namespace]
+    if query.pod:
+        found = [entry for entry in found if entry.pod is not None and entry.pod.name == query.pod]
+    return found
+
+
+def _row(families: Families, before: Row) -> Row:
+    """Return families as a row: the one of before, with what is packed of it, if it has the same fragments."""
+    fragments = tuple(families.values())
+    return before if fragments == before.fragments else Row(fragments)
 
 
 def _begun(identifier: str, pod: Pod | None) -> Begun:

@@ -7,8 +7,8 @@ sandbox which families it has: the store counts that as rounds come. What stands
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Final
 
-from isopod.pulse.merge import Block, Counts, Group, Plan, block_of, groups, plan
-from isopod.pulse.model import Families, Query
+from isopod.pulse.merge import Block, Counts, Group, Plan, Told, block_of, groups, plan
+from isopod.pulse.model import Query
 from isopod.pulse.selectors import Selection, select
 
 KEPT_S: Final = 900.0
@@ -84,7 +84,7 @@ class View:
 
 def make_view(
     query: Query,
-    own: Families,
+    own: Told,
     *,
     blocks: Sequence[Block],
     censuses: Sequence[Counts],
@@ -109,7 +109,7 @@ def make_view(
         InvalidArgument: A selector is malformed.
     """
     selection = Selection.parse(query.matches) if query.matches else None
-    chosen = plan(censuses, own)
+    chosen = plan(censuses, own.kinds)
     kinds = chosen.kinds
     conflicts = chosen.conflicts
     if query.prefixes:
@@ -121,7 +121,7 @@ def make_view(
     if selection is not None:
         kinds = {name: kind for name, kind in kinds.items() if selection.wants_family(name, kind)}
     return View(
-        [block_of(own), *blocks] if own else blocks,
+        [*([block_of(own.families, is_kept=False)] if own.families else ()), *own.blocks, *blocks],
         Plan(kinds, conflicts),
         selection=selection,
         n_sandboxes=n_sandboxes,

@@ -1,18 +1,18 @@
 //! Metrics as text. A body is read in a fraction of a millisecond, by the one thread that serves: the GIL is kept.
 
-use pyo3::exceptions::{PyUnicodeError, PyValueError};
+use pyo3::exceptions::{PyIndexError, PyUnicodeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
 use pyo3::types::{PyBytes, PyDict, PyList, PyMapping, PyString, PyTuple};
 
-use crate::exposition::coding::{self, Combiner};
+use crate::exposition::coding::{Coder, Combiner, Piece, Source};
 use crate::exposition::{self, Family, Kind, Reason, Rules, protobuf};
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(exposition_read, module)?)?;
     module.add_function(wrap_pyfunction!(exposition_protobuf, module)?)?;
-    module.add_function(wrap_pyfunction!(deflate, module)?)?;
-    module.add_function(wrap_pyfunction!(zstd_frames, module)?)?;
+    module.add_function(wrap_pyfunction!(pack, module)?)?;
+    module.add_function(wrap_pyfunction!(gather, module)?)?;
     module.add_function(wrap_pyfunction!(combine_crc32, module)?)
 }
 
@@ -66,18 +66,47 @@ fn exposition_protobuf(
     Ok(PyBytes::new(help_text.py(), &message))
 }
 
-/// Deflate texts, each for itself; returns (blocks, CRC-32, bytes before) of each.
+/// Make a pack of texts, and of pieces of the pack before by their numbers. ValueError: there is no such coding.
 #[pyfunction]
-fn deflate(py: Python<'_>, texts: Vec<PyBackedBytes>) -> PyResult<Vec<(Bound<'_, PyBytes>, u32, usize)>> {
-    let pieces = coding::deflate(&slices(&texts))?;
-    Ok(pieces.iter().zip(&texts).map(|(piece, text)| (PyBytes::new(py, &piece.data), piece.crc32, text.len())).collect())
+fn pack<'py>(coding: &str, sources: Vec<Bound<'py, PyAny>>, before: &Bound<'py, PyBytes>) -> PyResult<Bound<'py, PyBytes>> {
+    let mut coder = Coder::of(coding)?.ok_or_else(|| PyValueError::new_err("no such coding"))?;
+    let source = |any: &'_ Bound<'py, PyAny>| any.extract().map(Source::Before);
+    let sources: PyResult<Vec<_>> =
+        sources.iter().map(|any| any.cast::<PyBytes>().map_or_else(|_| source(any), |text| Ok(Source::Text(text.as_bytes())))).collect();
+    Ok(PyBytes::new(before.py(), &coder.pack(&sources?, before.as_bytes())?))
 }
 
-/// Compress texts to zstd frames.
+/// Join the pieces of one number from a pack on until there are so many bytes; returns (joined, CRC-32, bytes they hold, the next pack).
 #[pyfunction]
-fn zstd_frames(py: Python<'_>, texts: Vec<PyBackedBytes>) -> PyResult<Vec<Bound<'_, PyBytes>>> {
-    let frames = coding::zstd_frames(&slices(&texts))?;
-    Ok(frames.iter().map(|frame| PyBytes::new(py, frame)).collect())
+fn gather<'py>(
+    py: Python<'py>,
+    packs: &Bound<'py, PyList>,
+    number: usize,
+    first: usize,
+    n_bytes_wanted: usize,
+) -> PyResult<(Bound<'py, PyBytes>, u32, u64, usize)> {
+    let packs: Vec<Bound<'py, PyBytes>> = packs.iter().skip(first).map(|pack| Ok(pack.cast_into()?)).collect::<PyResult<_>>()?;
+    let (mut combiner, mut n_bytes, mut n_held) = (Combiner::default(), 0, 0);
+    let mut pieces = Vec::with_capacity(packs.len());
+    for pack in &packs {
+        let piece = Piece::of(pack.as_bytes(), number).ok_or_else(|| PyIndexError::new_err("no such piece"))?;
+        combiner.add(piece.crc32, piece.n_bytes.into());
+        n_held += u64::from(piece.n_bytes);
+        n_bytes += piece.data.len();
+        pieces.push(piece.data);
+        if n_bytes >= n_bytes_wanted {
+            break;
+        }
+    }
+    let joined = PyBytes::new_with(py, n_bytes, |room| {
+        let mut at = 0;
+        for piece in &pieces {
+            room[at..][..piece.len()].copy_from_slice(piece);
+            at += piece.len();
+        }
+        Ok(())
+    })?;
+    Ok((joined, combiner.finish(), n_held, first + pieces.len()))
 }
 
 /// Return the CRC-32 of pieces one behind another, of which each is given by its own and its number of bytes.

@@ -1,4 +1,4 @@
-use super::coding::{Combiner, deflate, zstd_frames};
+use super::coding::{Coder, Combiner, Piece, Source};
 use super::{Kind, Reading, Reason, Rules, protobuf, read};
 
 fn rules<'a>() -> Rules<'a> {
@@ -85,11 +85,17 @@ fn sums_of_pieces_make_that_of_the_whole() {
     let texts: Vec<Vec<u8>> =
         [0, 1, 7, 300, 300, 70_000].iter().map(|n| (0..*n).map(|i: u32| i.to_le_bytes()[0] ^ 0x5a).collect()).collect();
     let texts: Vec<&[u8]> = texts.iter().map(Vec::as_slice).collect();
+    let sources: Vec<_> = texts.iter().map(|text| Source::Text(text)).collect();
+    let [pack, frames] = ["gzip", "zstd"].map(|word| Coder::of(word).unwrap().unwrap().pack(&sources, b"").unwrap());
+    let again: Vec<_> = (0..texts.len()).map(Source::Before).collect();
+    assert_eq!(Coder::of("zstd").unwrap().unwrap().pack(&again, &frames).unwrap(), frames);
+    assert!(Piece::of(&pack, texts.len()).is_none() && Piece::of(b"", 0).is_none() && Piece::of(&pack[..50], 4).is_none());
     let mut combiner = Combiner::default();
     let mut stream = Vec::new();
-    for (piece, text) in deflate(&texts).unwrap().into_iter().zip(&texts) {
-        combiner.add(piece.crc32, text.len() as u64);
-        stream.extend_from_slice(&piece.data);
+    for number in 0..texts.len() {
+        let piece = Piece::of(&pack, number).unwrap();
+        combiner.add(piece.crc32, piece.n_bytes.into());
+        stream.extend_from_slice(piece.data);
     }
     let whole = texts.concat();
     let mut sum = flate2::Crc::new();
@@ -99,7 +105,8 @@ fn sums_of_pieces_make_that_of_the_whole() {
     let mut inflated = Vec::new();
     std::io::Read::read_to_end(&mut flate2::read::DeflateDecoder::new(&stream[..]), &mut inflated).unwrap();
     assert_eq!(inflated, whole);
-    assert_eq!(zstd::decode_all(&zstd_frames(&texts).unwrap().concat()[..]).unwrap(), whole);
+    let frames: Vec<_> = (0..texts.len()).map(|number| Piece::of(&frames, number).unwrap().data).collect();
+    assert_eq!(zstd::decode_all(&frames.concat()[..]).unwrap(), whole);
 }
 
 #[test]
