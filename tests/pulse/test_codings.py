@@ -114,7 +114,7 @@ def test_what_a_row_has_of_the_one_before_is_not_packed_again(coding: Coding) ->
     before = Row((a, b, c))
     prepare(before, coding)
     damaged = before.packs[coding] = before.packs[coding][:-1] + b"?"  # shows that c is taken from here
-    for fragments in ((a, other, c), (c,), (other, c, a)):
+    for fragments in ((a, other, c), (c,), (other, c, a, b)):
         row = Row(fragments)
         prepare(row, coding, before)
         column = fragments.index(c)

@@ -81,8 +81,16 @@ def prepare(row: Row, coding: Coding, before: Row | None = None) -> None:
     if before is None or old is None:
         row.packs[coding] = core.pack(coding, [each.text for each in row.fragments])
     else:
-        known = {each: number for number, each in enumerate(before.fragments)}
-        row.packs[coding] = core.pack(coding, [known.get(each, each.text) for each in row.fragments], old)
+        row.packs[coding] = core.pack(coding, _changes(row, before), old)
+
+
+def _changes(row: Row, before: Row) -> list[bytes | int]:
+    """Return what of a row is another than before, and where the rest stands there: mostly at the same place."""
+    if len(row.fragments) == len(before.fragments):
+        pairs = zip(row.fragments, before.fragments, strict=True)
+        return [number if one is other else one.text for number, (one, other) in enumerate(pairs)]
+    known = {each: number for number, each in enumerate(before.fragments)}
+    return [known.get(each, each.text) for each in row.fragments]
 
 
 class _Identity:

@@ -1,5 +1,8 @@
 //! Metrics as text. A body is read in a fraction of a millisecond, by the one thread that serves: the GIL is kept.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
+
 use pyo3::exceptions::{PyIndexError, PyUnicodeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
@@ -66,14 +69,26 @@ fn exposition_protobuf(
     Ok(PyBytes::new(help_text.py(), &message))
 }
 
+thread_local! {
+    /// By coding: making one costs as much as packing the few figures of a sandbox that changed.
+    static CODERS: RefCell<HashMap<String, Coder>> = RefCell::default();
+}
+
 /// Make a pack of texts, and of pieces of the pack before by their numbers. ValueError: there is no such coding.
 #[pyfunction]
 fn pack<'py>(coding: &str, sources: Vec<Bound<'py, PyAny>>, before: &Bound<'py, PyBytes>) -> PyResult<Bound<'py, PyBytes>> {
-    let mut coder = Coder::of(coding)?.ok_or_else(|| PyValueError::new_err("no such coding"))?;
     let source = |any: &'_ Bound<'py, PyAny>| any.extract().map(Source::Before);
     let sources: PyResult<Vec<_>> =
         sources.iter().map(|any| any.cast::<PyBytes>().map_or_else(|_| source(any), |text| Ok(Source::Text(text.as_bytes())))).collect();
-    Ok(PyBytes::new(before.py(), &coder.pack(&sources?, before.as_bytes())?))
+    let sources = sources?;
+    let made = CODERS.with_borrow_mut(|coders| {
+        if !coders.contains_key(coding) {
+            coders.insert(coding.to_owned(), Coder::of(coding)?.ok_or_else(|| PyValueError::new_err("no such coding"))?);
+        }
+        let coder = coders.get_mut(coding).expect("it was put there");
+        Ok::<_, PyErr>(coder.pack(&sources, before.as_bytes())?)
+    })?;
+    Ok(PyBytes::new(before.py(), &made))
 }
 
 /// Join the pieces of one number from a pack on until there are so many bytes; returns (joined, CRC-32, bytes they hold, the next pack).
