@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from isopod.pulse import core
 from isopod.pulse.labels import kata_labels
 from isopod.pulse.model import Pod, Query, Target
 from isopod.pulse.selectors import Selection
@@ -154,3 +155,17 @@ def test_values_with_the_formats_own_signs_in_them_are_told_apart(values: list[s
         view = store.view(Query(matches=(f'x{{k="{quoted(value)}"}}',)))
         (group,) = [each for each in view.groups() if each is not None]
         assert [each.text.decode().rpartition(" ")[2] for each in group.fragments] == [f"{number}\n"]
+
+
+@pytest.mark.row("T16")
+@pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
+def test_a_label_of_one_pod_alone_decides_in_either_order(order: tuple[str, str]) -> None:
+    store = Store(lambda: 0.0)
+    pods = {"a": Pod("u1", "p1", "ns", labels=(("app", "web"),)), "b": Pod("u2", "p2", "ns")}
+    body = b'# TYPE m gauge\nm{item="x"} 1\nm{item="y"} 2\n'
+    for identifier, whose in zip(order, ("a", "b"), strict=True):
+        store.add(Target(identifier, "go", "/x"))
+        store.describe(identifier, pods[whose])
+        store.replace(identifier, core.read(body, kata_labels(identifier, pods[whose]), core.Rules(), {}).families)
+    (line,) = lines(store, '{label_app="web",item="x"}')
+    assert f'sandbox_id="{order[0]}"' in line

@@ -75,7 +75,7 @@ class Selection:
         self.selectors = selectors
         self._all: Active = tuple(range(len(selectors)))
         self._asked = frozenset([matcher.label for selector in selectors for matcher in selector])
-        self._known: dict[tuple[Active, tuple[bytes, ...]], Sequence[bool]] = {}
+        self._known: dict[tuple[Active, frozenset[str], tuple[bytes, ...]], Sequence[bool]] = {}
 
     @classmethod
     def parse(cls, texts: Sequence[str]) -> "Selection":
@@ -121,16 +121,16 @@ class Selection:
             heads: The names and labels of lines, those they begin with left out.
             settled: Those.
         """
-        key = (active, heads)
+        labels = frozenset([label for label, _ in settled])
+        key = (active, labels, heads)
         known = self._known.get(key)
         if known is None:
             if len(self._known) >= KNOWN_MAX:
                 self._known.clear()
-            labels = {label for label, _ in settled}
             known = self._known[key] = [self._takes(active, head, labels) for head in heads]
         return known
 
-    def _takes(self, active: Active, head: bytes, settled: "set[str]") -> bool:
+    def _takes(self, active: Active, head: bytes, settled: frozenset[str]) -> bool:
         name, _, rest = head.partition(b"{")
         found = {NAME: name.decode()}
         for label, value in _PAIR.findall(rest):
