@@ -29,14 +29,37 @@ from typing import Final
 
 PROJECT: Final = Path(__file__).resolve().parent.parent
 DISTRIBUTIONS: Final = (
-    *("cramjam", "google-re2", "grpcio", "httptools", "msgspec", "protobuf", "PyYAML", "typing_extensions", "uvloop", "zstandard"),
+    *(
+        "bcrypt",
+        "cramjam",
+        "google-re2",
+        "grpcio",
+        "httptools",
+        "msgspec",
+        "protobuf",
+        "PyYAML",
+        "typing_extensions",
+        "uvloop",
+        "zstandard",
+    ),
 )
 """What the agent imports, and what these import. Not all of isopod's: certificates are made by nodes, and gRPC is only asked here."""
 PACKAGE_FOLDER: Final = Path("opt/isopod/lib")
 LAUNCHER: Final = Path("usr/bin/kata-pulse")
 TRIED: Final = (
-    *("cramjam", "ctypes", "decimal", "google._upb._message", "grpc.aio", "httptools", "isopod._core", "isopod.node.pulse", "lzma", "mmap"),
-    *("msgspec._core", "re2", "ssl", "uvloop", "yaml._yaml", "zstandard"),
+    *(
+        "bcrypt",
+        "cramjam",
+        "ctypes",
+        "decimal",
+        "google._upb._message",
+        "grpc.aio",
+        "httptools",
+        "isopod._core",
+        "isopod.node.pulse",
+        "lzma",
+    ),
+    *("mmap", "msgspec._core", "re2", "ssl", "uvloop", "yaml._yaml", "zstandard"),
 )
 """Imported once in the finished tree: stripping or leaving out must have broken none."""
 KEPT_SUFFIXES: Final = (".py", ".so", ".pem", ".binpb")

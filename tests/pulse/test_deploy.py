@@ -1,5 +1,6 @@
 """What deploy/pulse ships: scripts that build, manifests that Kubernetes would take, and a unit that systemd understands."""
 
+import ast
 import difflib
 import importlib.metadata
 import re
@@ -13,7 +14,7 @@ import pytest
 
 from isopod.pulse.options import FLAGS
 from isopod.pulse.settings import PulseSettings
-from scripts.pulse_tree import requirements
+from scripts.pulse_tree import DISTRIBUTIONS, PROJECT, requirements
 from tests.pulse.manifests import DEPLOY, PULSE, manifest, monitor
 
 
@@ -200,3 +201,18 @@ def test_the_unit_is_understood_by_systemd(tmp_path: Path) -> None:
         timeout=60,
     )
     assert str(unit.name) not in ended.stderr, ended.stderr
+
+
+@pytest.mark.row("K23")
+def test_the_image_has_every_library_that_the_agent_imports_sooner_or_later() -> None:
+    """What is imported in a function alone would be missed only when somebody asks for it."""
+    distributions = importlib.metadata.packages_distributions()
+    wanted: set[str] = set()
+    for path in sorted((PROJECT / "src" / "isopod" / "pulse").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.Import):
+                wanted.update(alias.name.partition(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                wanted.add(node.module.partition(".")[0])
+    ours = {name for top in wanted - sys.stdlib_module_names - {"isopod", "google"} for name in distributions[top]}
+    assert {"bcrypt", "msgspec", "PyYAML"} <= ours <= set(DISTRIBUTIONS)
