@@ -410,8 +410,10 @@ async def test_one_that_hangs_or_goes_keeps_nobody_waiting_who_asks_again(world:
         began_s = rig.loop.time()
         rig.accepted.clear()
         waiting = asyncio.ensure_future(rig.collector.attend())
-        await asyncio.sleep(0.5)
+        await rig.collector.attend(0.25)
+        await asyncio.sleep(0.25)
         assert not waiting.done()
+        assert rig.loop.time() - began_s == pytest.approx(0.5, abs=EXACT_S)
         rig.collector.remove("gone")
         await waiting
         assert rig.loop.time() - began_s == pytest.approx(REQUEST_S, abs=EXACT_S)
@@ -421,6 +423,7 @@ async def test_one_that_hangs_or_goes_keeps_nobody_waiting_who_asks_again(world:
         began_s = rig.loop.time()
         await rig.collector.attend()
         assert rig.loop.time() - began_s < EXACT_S * 5
+        assert rig.collector.statistics().n_missed == 0
         rig.collector.refresh("good")
         await rig.collector.attend()
 

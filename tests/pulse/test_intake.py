@@ -210,3 +210,17 @@ def test_strictly_the_shims_answer_is_kept_as_it_is(sim_world: SimWorld) -> None
         assert entry is not None
         assert entry.raw == (b"kata_x 1\nrubbish\n" if strict else None)
         assert sum(entry.dropped.values()) == 1
+
+
+@pytest.mark.row("T7")
+def test_what_a_refused_body_said_is_not_taken_for_known(sim_world: SimWorld) -> None:
+    kept = Kept(sim_world, keep_rounds=100)
+    kept.store.add(A)
+    kept.intake.accept(A, b"# HELP f1 h\n# TYPE f1 gauge\nf1 1\n# HELP f2 h\n# TYPE f2 gauge\nf2 5\n", 0.1)
+    bare = b"# HELP f1 h\n# TYPE f1 gauge\nf1 %b\n# HELP f2 h\n# TYPE f2 gauge\n"
+    kept.intake.accept(A, bare % b"0x1", 0.1)
+    entry = kept.store.get(A.id)
+    assert entry is not None and (entry.error, "f2" in entry.families) == ("unreadable", True)
+    for figure in (b"2", b"3"):
+        kept.intake.accept(A, bare % figure, 0.1)
+        assert list(entry.families) == ["f1"]

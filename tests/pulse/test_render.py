@@ -18,7 +18,7 @@ from isopod.pulse.codings import GATHERED_BYTES
 from isopod.pulse.formats import OPENMETRICS, PROTOBUF, TEXT, Coding, Format
 from isopod.pulse.merge import Group
 from isopod.pulse.model import Families, Fragment, Kind, Pod, Query, Target
-from isopod.pulse.render import PIECE_BYTES, content_length, etag, header, is_open_counter, render
+from isopod.pulse.render import PIECE_BYTES, etag, header, is_open_counter, render
 from isopod.pulse.store import Store
 from isopod.pulse.view import View
 from isopod.world.world import World
@@ -199,14 +199,6 @@ async def test_exemplars_and_timestamps_have_their_own_form_in_openmetrics() -> 
             answer = unpacked(await rendered(view, OPENMETRICS, coding), coding).decode()
             (family, _y) = list(parse_openmetrics(answer))  # type: ignore[no-untyped-call]
             assert family.samples[0].exemplar is not None
-
-
-@pytest.mark.parametrize("form", FORMATS, ids=[each.name for each in FORMATS])
-async def test_the_length_that_is_told_is_the_length_that_comes(form: Format) -> None:
-    view = filled(100).view(Query(), OWN)
-    told = content_length(view, form, "identity")
-    assert told == (None if form is PROTOBUF else len(await rendered(view, form)))
-    assert content_length(view, form, "gzip") is None
 
 
 def test_a_validator_is_weak_and_tells_contents_formats_and_codings_apart() -> None:

@@ -12,7 +12,7 @@ from isopod.pulse import core
 from isopod.pulse.cadvisor import WANTED
 from isopod.pulse.labels import kata_labels
 from isopod.pulse.model import Families, Pod, Reading
-from isopod.pulse.rereading import Rereader
+from isopod.pulse.rereading import PIECES_MAX, SHARED_MAX, Rereader
 
 DATA: Final = Path(__file__).parent / "data"
 LABELS: Final = kata_labels("a" * 64, Pod("uid", "web", "shop"))
@@ -31,6 +31,7 @@ def follow(bodies: list[bytes], *, rules: core.Rules = RULES) -> Rereader:
     for body in bodies:
         reading = reader.read("a", body, LABELS, before)
         assert shown(reading) == shown(core.read(body, LABELS, rules, WANTED))
+        reader.keep("a")
         before = reading.families
     return reader
 
@@ -52,6 +53,7 @@ def test_of_a_sample_only_what_is_new_is_read(sample: str) -> None:
 def test_fragments_that_were_kept_are_the_same_objects() -> None:
     reader = Rereader(RULES, {})
     first = reader.read("a", b"# HELP x A.\n# TYPE x gauge\nx 1\n# HELP y B.\n# TYPE y gauge\ny 1\n", LABELS, {})
+    reader.keep("a")
     second = reader.read("a", b"# HELP x A.\n# TYPE x gauge\nx 1\n# HELP y B.\n# TYPE y gauge\ny 2\n", LABELS, first.families)
     assert second.families["x"] is first.families["x"]
     assert second.families["y"].text.endswith(b" 2\n")
@@ -94,6 +96,23 @@ TRAPS: Final = {
     "not UTF-8": (FIRST, FIRST.replace(b"Q.", b"\xff")),
     "carriage returns": (FIRST.replace(b"\n", b"\r\n"), FIRST.replace(b"p 1", b"p 2").replace(b"\n", b"\r\n")),
     "a chunk's header": (FIRST, FIRST.replace(b"pq 1", b"pq 1\r\n1f4\r\n23")),
+    "exemplars that another family decides over": (
+        b'# HELP a A.\n# TYPE a gauge\na 1\n# HELP a_total T.\n# TYPE a_total counter\na_total 1 # {t="q"} 1\n',
+        b'# HELP a A.\n# TYPE a gauge\na 1\n# HELP a_total T.\n# TYPE a_total counter\na_total 2 # {t="q"} 1\n',
+    ),
+    "another name in a piece without lines": (
+        b"# HELP a A.\n# TYPE a untyped\n# HELP a_total T.\n# TYPE a_total counter\na_total 1\n",
+        b"# HELP b A.\n# TYPE b counter\n# HELP a_total T.\n# TYPE a_total counter\na_total 1\n",
+    ),
+    "a type of another name": (FIRST, FIRST.replace(b"# TYPE p gauge\np 1", b"# TYPE pq counter\np 1")),
+    "a family without lines changes another's type": (
+        b"# HELP c C.\n# TYPE c histogram\n# HELP c_created D.\n# TYPE c_created gauge\nc_created 1\n",
+        b"# HELP c C.\n# TYPE c counter\n# HELP c_created D.\n# TYPE c_created gauge\nc_created 1\n",
+    ),
+    "parts of a histogram whose lines are all dropped": (
+        b'# HELP x X.\n# TYPE x histogram\nx_bucket{le="+Inf"} 1\nx_sum 1\n# HELP x_count C.\n# TYPE x_count gauge\nx_count y\n',
+        b'# HELP x X.\n# TYPE x histogram\nx_bucket{le="+Inf"} 2\nx_sum 1\n# HELP x_count C.\n# TYPE x_count gauge\nx_count y\n',
+    ),
     "nothing": (FIRST, b""),
     "only a help": (b"# HELP ", b"# HELP \n"),
 }
@@ -113,12 +132,12 @@ def test_bounds_hold_for_all_families_together() -> None:
     follow([FIRST, more + b'pq{a="3"} 1\n', FIRST], rules=rules)
 
 
-NAMES = st.sampled_from(["p", "pq", "p_count", "p_sum", "go_p", "kata_guest_load"])
+NAMES = st.sampled_from(["p", "pq", "p_count", "p_sum", "p_total", "p_created", "go_p", "kata_shim_go_p", "kata_guest_load"])
 LINES = st.builds(
     lambda name, labels, value: f"{name}{labels} {value}\n",
     NAMES,
     st.sampled_from(["", "{}", '{a="1"}', '{a="2"}', '{item="load1"}', "{a=", '{le="1"}', '{le="+Inf"}']),
-    st.sampled_from(["1", "2", "x", "1.8e19", "-1", ""]),
+    st.sampled_from(["1", "2", "x", "1.8e19", "-1", "", '1 # {t="q"} 1']),
 )
 PIECES = st.builds(
     lambda name, kind, lines: f"# HELP {name} Help.\n# TYPE {name} {kind}\n{''.join(lines)}",
@@ -145,8 +164,35 @@ def test_reading_again_is_reading(bodies: list[list[str]], edits: list[tuple[int
 def test_a_sandbox_that_is_forgotten_is_read_whole() -> None:
     reader = Rereader(RULES, {})
     reading = reader.read("a", FIRST, LABELS, {})
+    reader.keep("a")
     reader.forget("a")
     reader.read("a", FIRST.replace(b"p 1", b"p 2"), LABELS, reading.families)
+    reader.keep("a")
     reader.clear()
     reader.read("a", FIRST, LABELS, reading.families)
     assert reader.n_kept == 0
+
+
+def test_a_body_that_was_not_kept_is_not_compared_with() -> None:
+    reader = Rereader(RULES, {})
+    kept = reader.read("a", FIRST, LABELS, {}).families
+    reader.keep("a")
+    reader.read("a", FIRST.replace(b"pq 1", b"pq 2"), LABELS, kept)  # and not kept
+    again = reader.read("a", FIRST.replace(b"pq 1", b"pq 2").replace(b"p 1", b"p 3"), LABELS, kept)
+    assert again.families["pq"].text.endswith(b" 2\n")
+
+
+def test_a_body_of_very_many_pieces_is_read_whole() -> None:
+    body = b"".join(b"# HELP a%d A.\n# TYPE a%d gauge\na%d 1\n" % (n, n, n) for n in range(PIECES_MAX + 1))
+    reader = follow([body, body.replace(b"a7 1", b"a7 2")], rules=core.Rules(series_max=2 * PIECES_MAX))
+    assert reader.n_kept == 0
+
+
+def test_what_nobody_else_can_have_is_not_shared() -> None:
+    reader = Rereader(core.Rules(), {"w": ("l",)})
+    for round_number in range(3):
+        families = b"".join(b"# HELP r%d_%d A.\n# TYPE r%d_%d gauge\nr%d_%d 1\n" % ((round_number, n) * 3) for n in range(SHARED_MAX + 1))
+        wanted = b"# HELP w W.\n# TYPE w gauge\n" + b"".join(b'w{l="%d-%d"} 1\n' % (round_number, n) for n in range(SHARED_MAX + 1))
+        reader.read("a", families + wanted, LABELS, {})
+        reader.keep("a")
+    assert reader.n_shared == 0

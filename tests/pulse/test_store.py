@@ -3,12 +3,15 @@
 import gc
 import sys
 import tracemalloc
+import weakref
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from isopod.pulse import core
 from isopod.pulse.labels import block, kata_labels
+from isopod.pulse.merge import Shape
 from isopod.pulse.model import Families, Fragment, Pod, Query, Target
 from isopod.pulse.store import Entry, Store
 from isopod.pulse.view import View
@@ -360,3 +363,16 @@ def test_sandboxes_that_come_and_go_leave_nothing_behind() -> None:
     assert len(gc.get_objects()) - n_objects < 200
     # What was there before tracing began does not count: all that is held now came since.
     assert grown < 4 * held
+
+
+@pytest.mark.row("T3")
+def test_lists_of_families_that_nobody_has_any_more_are_let_go_of() -> None:
+    store = Store(lambda: 0.0)
+    store.add(Target("a", "go", "/a"))
+    made: list[weakref.ref[Shape]] = []
+    for number in range(20):
+        body = b"".join(b"# TYPE r%d_%d gauge\nr%d_%d 1\n" % (number, each, number, each) for each in range(5))
+        store.replace("a", core.read(body, (), core.Rules(), {}).families)
+        made += [weakref.ref(entry.shapes[0]) for entry in store.entries()]
+    gc.collect()
+    assert [shape() is not None for shape in made] == [False] * 19 + [True]

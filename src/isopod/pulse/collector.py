@@ -17,6 +17,7 @@ Not here: which sandboxes there are (`discovery`), how a shim is asked (`shims`)
 """
 
 import asyncio
+import math
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -171,22 +172,26 @@ class Collector:
         if asked is not None and asked.task is None:
             self._enqueue(asked)
 
-    async def attend(self) -> None:
+    async def attend(self, within_s: float = math.inf) -> None:
         """Go on asking shims, since somebody asks for figures; return when none is left whose time had come while nobody did.
 
         At most a request's time is waited, however many there are: one that hangs is then shown as it was.
+
+        Args:
+            within_s: The longest wait.
         """
-        self._attended_s = self._loop.time()
+        now_s = self._attended_s = self._loop.time()
         if self._parked:
             parked, self._parked = self._parked, {}
             self._waking |= parked
             if self._awake is None:
                 self._awake = self._loop.create_future()
             for asked in parked.values():
+                asked.due_s += (now_s - asked.due_s) // self._interval_s * self._interval_s  # what was left out was meant to be
                 self._enqueue(asked)
         if self._awake is not None:
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._waking_s):
+                async with asyncio.timeout(min(self._waking_s, within_s)):
                     await asyncio.shield(self._awake)
 
     async def run(self) -> None:

@@ -1,8 +1,8 @@
 """Intake: from what a shim answered, or a node said, to what the store keeps: the one place where text becomes families.
 
 Reading happens once for each body; a body that is the last one again costs one comparison of hashes, and of another one only families that
-say something new are read (`rereading`). A sandbox whose figures cannot be read
-fails alone. Not here: when shims are asked (`collector`), what is shown (`store`).
+say something new are read (`rereading`). A sandbox whose figures cannot be read fails alone. Not here: when shims are asked (`collector`),
+what is shown (`store`).
 """
 
 import asyncio
@@ -107,6 +107,7 @@ class Intake:
             raw=body if self._settings.strict_compat else None,
         )
         self._hashes[target.id] = seen
+        self._reader.keep(target.id)
         self.read_s += (self._clock.monotonic_ns() - began_ns) / 1e9
 
     @property

@@ -101,7 +101,7 @@ class Shape:
         pairs: Their names and kinds, in the order of names.
     """
 
-    __slots__ = ("index", "pairs")
+    __slots__ = ("__weakref__", "index", "pairs")
 
     def __init__(self, pairs: Pairs) -> None:
         self.pairs = pairs

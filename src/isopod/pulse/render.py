@@ -34,8 +34,6 @@ ones would make an answer wait behind all else that is done in as many more turn
 each time and gives it back, and its pages are cleared anew. One fragment that is larger goes as a whole."""
 FIRST_BYTES: Final = 64 << 10
 """The same of the first one, which is waited for."""
-COUNTED_MAX: Final = 64
-"""Of how many sandboxes the length of an answer is told beforehand."""
 EOF: Final = b"# EOF\n"
 _WITH_CREATED: Final = frozenset(("histogram", "summary"))
 _BARE_QUOTE: Final = re.compile(rb'(?<!\\)((?:\\\\)*)"')
@@ -54,22 +52,6 @@ async def render(view: View, format: Format, coding: Coding) -> AsyncIterator[by
         if piece:
             yield piece
         await maybe_yield()
-
-
-def content_length(view: View, format: Format, coding: Coding) -> int | None:  # noqa: A002 - the word for it
-    """Return the bytes of an answer if they can be told for less than its rendering: of text that is not coded. None else.
-
-    Answers of many sandboxes are not counted: nobody would get a turn meanwhile, and chunks of PIECE_BYTES cost nothing.
-    """
-    if coding != "identity" or format.name == "protobuf" or view.selection is not None or view.n_sandboxes > COUNTED_MAX:
-        return None
-    n_bytes = len(EOF) if format.name == "openmetrics" else 0
-    for group in _shown(view, format.name):
-        if group is not None:
-            n_bytes += len(header(group, format.name, view.chosen.kinds))
-            for texts in packer("identity").family(group.parts, is_open=format.name == "openmetrics"):
-                n_bytes += sum(map(len, texts))
-    return n_bytes
 
 
 def etag(view: View, format: Format, coding: Coding) -> str:  # noqa: A002 - the word for it

@@ -45,10 +45,10 @@ class Scrapes:
         store: What is shown.
         own: Counts them.
         logger: Told of those that were cut.
-        attend: Has shims asked that were left alone, and waits for them.
+        attend: Has shims asked that were left alone, and waits for them, at most so long.
     """
 
-    def __init__(self, store: Store, own: Own, logger: Logger, *, attend: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, store: Store, own: Own, logger: Logger, *, attend: Callable[[float], Awaitable[None]]) -> None:
         self.attend = attend
         self._store = store
         self._own = own
@@ -85,7 +85,7 @@ class Scrapes:
             if own.n_in_flight > SCRAPES_MAX:
                 hint = "scrape less often, or fewer at once"
                 raise HttpError(503, "too many scrapes at once", hint, headers=(("retry-after", str(RETRY_S)),))
-            await self.attend()
+            await self.attend((due_s - asyncio.get_running_loop().time()) / 2)
             await own.refresh()
             at_ns = own.now_ns()
             view = self._store.view(query, families())

@@ -30,6 +30,7 @@ With `strict_compat` it is all as in `strict`. Not here: what is shown (`store`)
 """
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Final, cast
@@ -88,7 +89,7 @@ ROUTES: Final = {
 }
 
 
-async def _nothing() -> None:
+async def _nothing(_: float) -> None:
     """Nobody is left alone."""
 
 
@@ -101,7 +102,7 @@ class PulseServer:
         store: What is shown; its clock is the loop's.
         client: Asks shims, for /agent-url and /debug.
         facts: What the agent's other parts say of themselves now.
-        attend: Has shims asked that were left alone while nobody wanted figures, and waits for them.
+        attend: Has shims asked that were left alone while nobody wanted figures, and waits for them, at most so long.
         policy: The policy's file, None if there is none.
         origins: Who gave settings that are no defaults, by name; for /config.
         logger: Where it reports.
@@ -116,7 +117,7 @@ class PulseServer:
         client: Shims,
         *,
         facts: Callable[[], Facts] = Facts,
-        attend: Callable[[], Awaitable[None]] = _nothing,
+        attend: Callable[[float], Awaitable[None]] = _nothing,
         policy: PolicyFile | None = None,
         origins: Mapping[str, str] | None = None,
         logger: Logger,
@@ -281,7 +282,7 @@ class PulseServer:
         return pages.targets(_kind(request), [pages.target_row(entry, now_s) for entry in self._store.entries()])
 
     async def _top(self, request: Request) -> Response:
-        await self._scrapes.attend()
+        await self._scrapes.attend(math.inf)
         return pages.top(_kind(request), self._facts().rows())
 
     def _config(self, request: Request) -> Response:

@@ -20,6 +20,7 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
+from weakref import WeakValueDictionary
 
 from isopod.pulse import codings
 from isopod.pulse.cadvisor import cadvisor_labels
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
 
 HELPS_MAX: Final = 4096
 """How many texts of help are kept once for all sandboxes."""
-SHAPES_MAX: Final = 4096
+HELP_BYTES_MAX: Final = 1024
+"""A longer one is kept by each."""
 FOUND_MAX: Final = 64
 """For how many namespaces and pods it is kept who is in them."""
 _NONE: Final[Families] = {}
@@ -176,7 +178,7 @@ class Store:
         self._found: dict[tuple[str, str], Sequence[Entry]] = {}
         """By namespace and pod, who is in them: until a sandbox comes, goes or becomes another's."""
         self._helps: dict[bytes, bytes] = {}
-        self._shapes: dict[Pairs, Shape] = {}
+        self._shapes: WeakValueDictionary[Pairs, Shape] = WeakValueDictionary()
         self._n_rounds = self._n_unchanged = self._n_failed = self._n_expired = self._n_late = 0
         self.merged: Histograms | None = None
         """What is shown once for all sandboxes, beside their families."""
@@ -436,6 +438,8 @@ class Store:
         """Return the one copy of a help: a thousand sandboxes say the same."""
         known = self._helps.get(text)
         if known is None:
+            if len(text) > HELP_BYTES_MAX:
+                return text
             if len(self._helps) >= HELPS_MAX:
                 self._helps.clear()
             known = self._helps[text] = text
@@ -461,8 +465,6 @@ class Store:
         pairs = pairs_of(families)
         known = self._shapes.get(pairs)
         if known is None:
-            if len(self._shapes) >= SHAPES_MAX:
-                self._shapes.clear()
             known = self._shapes[pairs] = Shape(pairs)
         return known
 

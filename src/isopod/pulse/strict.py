@@ -19,6 +19,7 @@ read as Go reads them: what is malformed is left aside.
 Source: kata-monitor 0.3.0 of Kata 4.1.0 as observed: tests/pulse/test_kata_monitor.py compares with it, and lists all that differs.
 """
 
+import math
 import posixpath
 import re
 from collections.abc import Callable
@@ -112,7 +113,7 @@ class Strict:
 
     async def _raw(self, identifier: str) -> Response:
         began_ns = self._own.begin()
-        await self._scrapes.attend()
+        await self._scrapes.attend(math.inf)
         entry = self._store.get(identifier)
         body = None if entry is None else entry.raw
         self._own.end(began_ns, failed=False, n_bytes=len(body or b""))  # kata-monitor counts these, but none as failed

@@ -100,28 +100,28 @@ fn gather<'py>(
     first: usize,
     n_bytes_wanted: usize,
 ) -> PyResult<(Bound<'py, PyBytes>, u32, u64, usize)> {
-    let packs: Vec<Bound<'py, PyBytes>> = packs.iter().skip(first).map(|pack| Ok(pack.cast_into()?)).collect::<PyResult<_>>()?;
     let (mut combiner, mut n_bytes, mut n_held) = (Combiner::default(), 0, 0);
-    let mut pieces = Vec::with_capacity(packs.len());
-    for pack in &packs {
+    let mut taken: Vec<Bound<'py, PyBytes>> = Vec::new();
+    for pack in packs.iter().skip(first) {
+        let pack: Bound<'py, PyBytes> = pack.cast_into()?;
         let piece = Piece::of(pack.as_bytes(), number).ok_or_else(|| PyIndexError::new_err("no such piece"))?;
         combiner.add(piece.crc32, piece.n_bytes.into());
         n_held += u64::from(piece.n_bytes);
         n_bytes += piece.data.len();
-        pieces.push(piece.data);
+        taken.push(pack);
         if n_bytes >= n_bytes_wanted {
             break;
         }
     }
     let joined = PyBytes::new_with(py, n_bytes, |room| {
         let mut at = 0;
-        for piece in &pieces {
-            room[at..][..piece.len()].copy_from_slice(piece);
-            at += piece.len();
+        for piece in taken.iter().filter_map(|pack| Piece::of(pack.as_bytes(), number)) {
+            room[at..][..piece.data.len()].copy_from_slice(piece.data);
+            at += piece.data.len();
         }
         Ok(())
     })?;
-    Ok((joined, combiner.finish(), n_held, first + pieces.len()))
+    Ok((joined, combiner.finish(), n_held, first + taken.len()))
 }
 
 /// Return the CRC-32 of pieces one behind another, of which each is given by its own and its number of bytes.
