@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isopod.pulse import cadvisor
-from isopod.pulse.converter import Converter
+from isopod.pulse.converter import UNTOLD_ROUNDS, Converter
 from isopod.pulse.demo import body
 from isopod.pulse.figures import STARTED, Figures, measure_container
 from isopod.pulse.model import Container, ContainerStats, Families, Pod, SandboxStats, Target
@@ -211,6 +211,112 @@ def test_a_counter_never_changes_over_from_one_source_to_the_other() -> None:
     converter.forget(SANDBOX)
     converter.take_stats(None, now_ns=1)
     assert look() == [7.6], "a sandbox of that name is another one now"
+
+
+LAYER: Final = ContainerStats(NGINX.id, written_bytes=4096, mountpoint="/x")
+OTHER: Final = "e" * 64
+BUSY_OTHER: Final = {OTHER: (ContainerStats("f" * 64, cpu_ns=1),)}
+FAULTS: Final = "container_memory_failures_total"
+
+
+def counted(converter: Converter, pod: Pod = ONE, container: str = "web") -> tuple[list[float], list[float]]:
+    """Return what is shown of a container's CPU time and of its page faults; the guest's are 7.6 and 900 (major: 9)."""
+    families = converter.take(TARGET, guest(), pod, at_s=1.0, now_ns=5)
+    return [*of(families, container, CPU).values()], sorted({*of(families, container, FAULTS).values()})
+
+
+GUESTS: Final = counted(Converter())
+
+
+@pytest.mark.row("T17")
+@pytest.mark.parametrize("first", [None, {SANDBOX: ()}, {SANDBOX: (LAYER,)}, {OTHER: (LAYER,), SANDBOX: ()}])
+def test_counters_that_were_the_guests_are_the_guests_for_good(first: SandboxStats | None) -> None:
+    converter = Converter()
+    converter.await_stats()
+    assert counted(converter) == ([], [])
+    converter.take_stats(first, now_ns=1)
+    later: tuple[SandboxStats | None, ...] = ({SANDBOX: (BUSY,)}, {SANDBOX: ()}, None, {OTHER: ()}, {SANDBOX: (BUSY,), **BUSY_OTHER})
+    assert counted(converter) == GUESTS
+    for stats in later:
+        converter.take_stats(stats, now_ns=1)
+        assert counted(converter) == GUESTS
+    families = converter.take(TARGET, guest(), ONE, at_s=1.0, now_ns=5)
+    assert [*of(families, "web", "container_memory_rss").values()] == [80 * MIB], "a gauge may change over"
+    assert [*of(families, "web", "container_fs_usage_bytes").values()] == [4096]
+
+
+@pytest.mark.row("T17")
+def test_a_container_of_which_nothing_is_told_waits_while_others_are_told_of() -> None:
+    converter = Converter()
+    converter.await_stats()
+    assert converter.take_stats({SANDBOX: (), **BUSY_OTHER}, now_ns=1) == (SANDBOX, OTHER)
+    assert counted(converter) == ([], []), "its shim may hang just now"
+    converter.take_stats({SANDBOX: (BUSY,), **BUSY_OTHER}, now_ns=2)
+    assert counted(converter) == ([3.5], [7, 700])
+
+
+@pytest.mark.row("T17")
+def test_a_container_does_not_wait_for_good() -> None:
+    converter = Converter()
+    converter.take_stats({SANDBOX: (LAYER,), **BUSY_OTHER}, now_ns=1)
+    for _ in range(UNTOLD_ROUNDS - 1):
+        assert counted(converter) == ([], [])
+        assert converter.take_stats({SANDBOX: (LAYER,), **BUSY_OTHER}, now_ns=2) == ()
+    assert counted(converter) == ([], [])
+    assert converter.take_stats({SANDBOX: (LAYER,), **BUSY_OTHER}, now_ns=2) == (SANDBOX,), "its families will be others now"
+    assert counted(converter) == GUESTS
+    assert converter.take_stats({SANDBOX: (LAYER,), **BUSY_OTHER}, now_ns=2) == ()
+    converter.take_stats({SANDBOX: (BUSY,), **BUSY_OTHER}, now_ns=3)
+    assert counted(converter) == GUESTS
+
+
+@pytest.mark.row("T17")
+def test_a_new_container_is_a_new_life_and_an_old_one_is_none() -> None:
+    converter = Converter()
+    converter.take_stats(None, now_ns=1)
+    assert counted(converter) == GUESTS
+    converter.take_stats({SANDBOX: (BUSY, IDLE)}, now_ns=2)
+    assert counted(converter, TWO) == ([], []), "a guest does not say which of two did what, and the runtime counts otherwise"
+    assert counted(converter, TWO, "side") == ([0], [])
+    assert counted(converter) == GUESTS
+    side = POD._replace(containers=(SIDE,))
+    assert counted(converter, side, "side") == ([0], []), "this one is the runtime's from the first"
+    assert counted(converter) == GUESTS
+
+
+LIVES: Final = tuple(Container(each * 64, each, "image", 5) for each in "ab")
+LOOKS: Final = (LIVES[:1], LIVES[:1], LIVES[1:], LIVES)
+USED: Final = ContainerStats("", cpu_ns=5)
+WORDS: Final = ((), (USED, None), (None, USED), (USED, USED), (USED._replace(cpu_ns=None, written_bytes=5), None))
+"""What a runtime says of both: their rows."""
+
+
+@pytest.mark.row("T17")
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["look", "look", "told", "told", "others too", "give up", "await"]), st.integers(0, 19)),
+        min_size=6,
+        max_size=30,
+    )
+)
+def test_whatever_the_order_each_container_is_counted_by_one(steps: list[tuple[str, int]]) -> None:
+    converter = Converter()
+    by: dict[str, set[float]] = {}
+    for what, which in steps:
+        if what == "give up":
+            converter.take_stats(None, now_ns=1)
+        elif what == "await":
+            converter.await_stats()
+        elif what == "look":
+            pod = POD._replace(containers=LOOKS[which % len(LOOKS)])
+            families = converter.take(TARGET, guest(), pod, at_s=1.0, now_ns=5)
+            for each in pod.containers:
+                by.setdefault(each.id, set()).update(of(families, each.name, CPU).values())
+        else:
+            word = WORDS[which % len(WORDS)]
+            rows = tuple(row._replace(id=each.id) for each, row in zip(LIVES, word, strict=False) if row is not None)
+            converter.take_stats({SANDBOX: rows, **(BUSY_OTHER if what == "others too" else {})}, now_ns=1)
+    assert all(len(values) <= 1 for values in by.values())
 
 
 @pytest.mark.row("T17")

@@ -5,12 +5,14 @@ import itertools
 
 import pytest
 
+from isopod.pulse.converter import Converter
 from isopod.pulse.cri import Pace
-from isopod.pulse.model import ContainerStats, Pod, SandboxStats
+from isopod.pulse.model import ContainerStats, Pod, SandboxStats, Target
 from isopod.pulse.pods import ContainerRow, PodRow
 from isopod.world.world import World
 from tests.pulse.cri_kit import PACE, Watched, started
 from tests.pulse.fake_cri import Cri, GrpcCri, MemoryCri, Refused
+from tests.pulse.guests import guest
 
 STATS = "v1 ListContainerStats"
 WEB = PodRow("sandbox-1", "uid-1", "web", "shop")
@@ -323,6 +325,32 @@ async def test_one_shim_that_hangs_takes_the_figures_of_no_other_sandbox(pair: t
         cri.behaviour.hung_pods = ()
         await watched.until(lambda: watched.stats[-1] == {"sandbox-1": (BUSY, IDLE), "sandbox-2": (BUSY._replace(id="c3"),)})
     assert watched.source.statistics().stats.n_failed == 0
+
+
+@pytest.mark.row("T12", "T17")
+async def test_a_shim_that_hangs_at_first_leaves_its_counters_to_the_runtime(pair: tuple[World, Cri]) -> None:
+    world, cri = pair
+    cri.behaviour.pods = [WEB, DB]
+    cri.behaviour.containers = [NGINX, MYSQL]
+    cri.behaviour.stats = [BUSY, BUSY._replace(id="c3")]
+    cri.behaviour.hung_pods = ("sandbox-2",)
+    converter = Converter()
+    converter.await_stats()
+    shown: list[tuple[SandboxStats | None, list[bytes]]] = []
+
+    def take(stats: SandboxStats | None) -> None:
+        converter.take_stats(stats, now_ns=1)
+        families = converter.take(Target("sandbox-2", "go", ""), guest(), watched.pods["sandbox-2"], at_s=1.0, now_ns=5)
+        lines = families["container_cpu_usage_seconds_total"].text.splitlines()
+        shown.append((stats, [line.rpartition(b" ")[2] for line in lines if b'container="mysql"' in line]))
+
+    watched = stats_of(world, cri, PACE._replace(stats_call_s=1.0, stats_each_s=0.5, share=0.0), on_stats=take)
+    async with started(cri), watched.running():
+        await watched.until(lambda: shown)
+        assert shown[0] == ({"sandbox-1": (BUSY,), "sandbox-2": ()}, [])
+        cri.behaviour.hung_pods = ()
+        await watched.until(lambda: shown[-1][1])
+    assert shown[-1][1] == [b"3"]
 
 
 @pytest.mark.row("T12", "T17")

@@ -254,6 +254,175 @@ def test_there_is_so_much_room_and_no_more() -> None:
     assert shown(histograms)[4].endswith(" 3"), "it is remembered"
 
 
+def some(*actions: str, limits: Sequence[str] = LIMITS, n: int = 1) -> str:
+    """Return the text of a histogram for each action, of which each observed so much."""
+    counts = (n, *[0] * (len(limits) - 1))
+    return typed(*(histogram(counts, labels=f'action="{action}"', limits=limits) for action in actions))
+
+
+def counts_of(histograms: Histograms) -> dict[str, int]:
+    lines = [line for line in shown(histograms) if "_count{" in line]
+    return {line.split('"')[1]: int(line.rpartition(" ")[2]) for line in lines}
+
+
+# --- other policies -------------------------------------------------------------------------------------------------------
+
+
+def test_under_another_policy_what_nobody_tells_is_not_shown_and_goes_on_when_it_is_told_again() -> None:
+    histograms = Histograms()
+    take(histograms, A, some("x", "y", "z"))
+    take(histograms, B, some("x", "y"))
+    take(histograms, C, some("w"))
+    histograms.forget(C)
+    histograms.begin_anew()
+    assert counts_of(histograms) == {"x": 2, "y": 2, "z": 1}, "A and B are yet to be read; nobody else tells of w"
+    n_changes = histograms.n_changes
+    take(histograms, A, some("x"))
+    assert counts_of(histograms) == {"x": 2, "y": 2}
+    assert histograms.n_changes > n_changes
+    take(histograms, B, "kata_load 1\n")
+    assert counts_of(histograms) == {"x": 2}
+    assert histograms.statistics() == MergeFacts(1, {})
+    take(histograms, A, some("x", "y", n=2))
+    assert counts_of(histograms) == {"x": 3, "y": 3}, "it goes on where it was"
+    take(histograms, C, some("w"))
+    assert counts_of(histograms) == {"w": 1, "x": 3, "y": 3}, "it was not counted twice"
+
+
+def test_what_only_unread_sandboxes_told_goes_with_them() -> None:
+    histograms = Histograms()
+    take(histograms, A, some("x"))
+    histograms.begin_anew()
+    histograms.begin_anew()
+    assert counts_of(histograms) == {"x": 1}
+    histograms.forget(A)
+    assert histograms.families() == {}
+    assert histograms.block()[1] == {}
+    histograms.begin_anew()
+    take(histograms, A, some("x", n=3))
+    take(histograms, A, some("x", n=3))
+    assert counts_of(histograms) == {"x": 3}
+
+
+def test_a_policy_that_drops_limits_begins_histograms_anew() -> None:
+    histograms = Histograms()
+    for identifier in (A, B):
+        take(histograms, identifier, some("x", n=5))
+    histograms.begin_anew()
+    fewer = ("0.1", "+Inf")
+    assert list(take(histograms, A, some("x", limits=fewer))) == [RPC], "B may tell the old ones yet"
+    take(histograms, B, some("x", limits=fewer))
+    for identifier in (A, B):
+        assert take(histograms, identifier, some("x", limits=fewer, n=2)) == {}
+    assert counts_of(histograms) == {"x": 4}
+    histograms.begin_anew()
+    histograms.forget(B)
+    assert take(histograms, A, some("x", n=7)) == {}, "nobody else has a part in it"
+    assert counts_of(histograms) == {"x": 7}
+
+
+def test_other_policies_fill_no_room() -> None:
+    histograms = Histograms(Room(shown=12, sandbox=6, gone=6))
+    for number in range(20):
+        histograms.begin_anew()
+        for identifier in (A, B):
+            take(histograms, identifier, some(f"x{number}", "y", n=number + 1))
+        for identifier in (A, B):
+            assert take(histograms, identifier, some(f"x{number}", "y", n=number + 1)) == {}, number
+        assert counts_of(histograms) == {f"x{number}": 2 * (number + 1), "y": 2 * (number + 1)}
+
+
+def test_a_policy_that_drops_a_histogram_holds_from_the_next_round_on(sim_world: SimWorld) -> None:
+    made = kept(sim_world, A)
+    body = some("x", "y").encode()
+    made.intake.accept(Target(A, "go", ""), body, 0.01)
+    before, tag = text_of(made.store), made.store.view(Query()).tag
+    drop = RuleConfig(action="drop", source_labels=("__name__",), regex=f"{RPC}.*")
+    made.intake.adopt(Policy(PolicyConfig(metric_relabel_configs=(drop,))))
+    assert text_of(made.store) == before, "until the sandbox is asked"
+    made.intake.accept(Target(A, "go", ""), body, 0.01)
+    assert RPC not in text_of(made.store)
+    assert made.store.view(Query()).tag != tag
+    made.intake.adopt(Policy(PolicyConfig(metric_relabel_configs=(RuleConfig(action="drop", source_labels=("action",), regex="y"),))))
+    made.intake.accept(Target(A, "go", ""), body, 0.01)
+    assert f'{RPC}_count{{action="x"}} 1\n' in text_of(made.store)
+    assert 'action="y"' not in text_of(made.store)
+    made.intake.adopt(Policy())
+    made.intake.accept(Target(A, "go", ""), body, 0.01)
+    assert text_of(made.store) == before
+
+
+# --- room ---------------------------------------------------------------------------------------------------------------
+
+
+def test_limits_of_a_sandbox_that_is_gone_stand_in_nobodys_way() -> None:
+    histograms = Histograms()
+    take(histograms, A, some("x", limits=("5", "+Inf"), n=9))
+    assert list(take(histograms, B, some("x"))) == [RPC]
+    histograms.forget(A)
+    for identifier in (B, C):
+        assert take(histograms, identifier, some("x")) == {}
+    assert histograms.statistics() == MergeFacts(1, {})
+    assert counts_of(histograms) == {"x": 2}
+    assert list(take(histograms, A, some("x", limits=("5", "+Inf"), n=9))) == [RPC], "now its limits are the others"
+    assert take(histograms, A, some("x", n=9)) == {}
+    assert counts_of(histograms) == {"x": 11}, "what it had counted before went with its limits"
+
+
+def test_sandboxes_that_went_leave_room_for_others() -> None:
+    histograms = Histograms(Room(shown=12, sandbox=9, gone=100))
+    for number in range(20):
+        assert take(histograms, f"hostile{number}", some("x", *(f"{number}-{each}" for each in range(2)))) == {}
+        if number == 3:
+            take(histograms, A, some("x"))
+        histograms.forget(f"hostile{number}")
+    assert counts_of(histograms)["x"] == 21, "in this one there was always one who had a part"
+    assert take(histograms, B, some("1", "2")) == {}
+    assert list(counts_of(histograms)) == ["1", "2", "x"]
+    left = take(histograms, C, some("3", "4"))
+    assert left[RPC].n_series == 5, "there is room for one"
+    histograms.forget(B)
+    take(histograms, "hostile19", some("x", "19-0"))
+    assert counts_of(histograms) == {"19-0": 1, "3": 1, "x": 21}, "it was let go of and begins anew"
+
+
+Move = tuple[str, str, tuple[str, ...], Sequence[str], int]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["take", "take", "take", "forget", "anew"]),
+            st.sampled_from("abcd"),
+            st.sets(st.sampled_from("uvwxyz"), max_size=4).map(lambda found: tuple(sorted(found))),
+            st.sampled_from([("1", "+Inf"), LIMITS]),
+            st.integers(0, 5),
+        ),
+        max_size=60,
+    )
+)
+def test_room_is_kept_and_given_back_whatever_comes_and_goes(moves: list[Move]) -> None:
+    histograms = Histograms(Room(shown=9, sandbox=8, gone=7))
+    for what, name, actions, limits, n in moves:
+        if what == "anew":
+            histograms.begin_anew()
+        elif what == "forget":
+            histograms.forget(name)
+        else:
+            left = take(histograms, name, some(*actions, limits=limits, n=n) if actions else "kata_load 1\n")
+            apart = b"".join(fragment.text for fragment in left.values())
+            found = counts_of(histograms)
+            assert all(found[each] >= n for each in actions if f'action="{each}"'.encode() not in apart)
+        lines = shown(histograms)
+        assert sum("_bucket{" in line for line in lines) <= 9
+        assert histograms.statistics().n_merged == len(counts_of(histograms))
+        assert list(histograms.block()[1]) == list(histograms.families())
+    for name in "abcd":
+        histograms.forget(name)
+    assert take(histograms, "new", some("u", "new", limits=("7", "+Inf"))) == {}
+    assert counts_of(histograms)["new"] == 1
+
+
 def test_counts_that_no_reader_counts_exactly_are_not_reached() -> None:
     histograms = Histograms()
     for _ in range(3):

@@ -16,7 +16,7 @@ What is told, and at which level:
 Rules: what is not known is left out (`figures`). Counters are typed as counters, though Kata types everything as a gauge. Not here, since
 nobody tells it: container_tasks_state, container_ulimits_soft, container_sockets, pressure, a guest's throttling; nor machine_*, which is
 the kubelet's.
-A container's CPU time is counted by one of both for all of its life: a series that changed over would seem to begin anew (`OF_RUNTIME`).
+A container's CPU time is counted by one of both for all of its life: a series that changed over would seem to begin anew (`COUNTERS`).
 container_fs_inodes_used is called after the kubelet's name for volumes: cAdvisor has none for it.
 Source: cAdvisor's table of Prometheus metrics.
 """
@@ -30,6 +30,7 @@ from isopod.pulse.labels import block
 from isopod.pulse.model import Container, Families, Fragment, Kind, Labels, LocalContainer, Pod, Runtime, Values
 
 __all__ = [
+    "COUNTERS",
     "FAMILIES",
     "GROUPS",
     "OF_RUNTIME",
@@ -151,7 +152,11 @@ OF_RUNTIME: Final = frozenset(
     )
 )
 """What a runtime tells of a container of which it tells anything: the guest's figures do not stand in for these, even if one is missing."""
+COUNTERS: Final = frozenset(("container_cpu_usage_seconds_total", "container_memory_failures_total"))
+"""Those of them that only grow: one source counts them for all of a container's life, and not always the runtime (`Inner`)."""
 _STARTED: Final = frozenset((STARTED,))
+_STARTED_AND_ALL: Final = _STARTED | OF_RUNTIME
+_STARTED_AND_GAUGES: Final = _STARTED_AND_ALL - COUNTERS
 _NOTHING: Final[frozenset[str]] = frozenset()
 _NO_FIGURES: Final[Figures] = {}
 _PODS_CONTAINERS_MAX: Final = 256
@@ -164,10 +169,12 @@ class Inner(NamedTuple):
     Args:
         figures: By the id of a container.
         is_whole: Whether the runtime's word alone counts for the families of `OF_RUNTIME`.
+        by_guest: Whether `COUNTERS` of the only container are the guest's even so.
     """
 
     figures: Mapping[str, Figures]
     is_whole: bool
+    by_guest: bool = False
 
 
 class Blocks(NamedTuple):
@@ -275,7 +282,7 @@ def families_of(
         return {}
     outer, copy, more = _levels(blocks or blocks_of(identifier, pod), shape, inner)
     is_local = pod is not None and pod.source == "isopod"
-    uncopied = _NOTHING if is_local else _STARTED if inner is None or not inner.is_whole else _STARTED | OF_RUNTIME
+    uncopied = _NOTHING if is_local else _uncopied(inner)
     figures = {**figures, **_times(pod, now_ns)}
     found: Families = {}
     for name, begin, kind, told, is_inner in _rows(shape.groups):
@@ -340,6 +347,13 @@ def container_labels(identifier: str, pod: Pod, container: Container) -> Labels:
 def number(value: float) -> str:
     """Return a figure as it is written: whole ones without a point."""
     return str(int(value)) if value < 1e15 and value == int(value) else repr(float(value))
+
+
+def _uncopied(inner: Inner | None) -> frozenset[str]:
+    """Return the families of which a pod's only container does not have the guest's figures."""
+    if inner is None or not inner.is_whole:
+        return _STARTED
+    return _STARTED_AND_GAUGES if inner.by_guest else _STARTED_AND_ALL
 
 
 def _levels(blocks: Blocks, shape: Shape, inner: Inner | None) -> tuple[str, str, dict[str, list[str]]]:

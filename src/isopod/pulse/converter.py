@@ -3,18 +3,23 @@
 What a runtime says of containers (`take_stats`) is kept until it says something else, and stands in a sandbox's families from its next
 round on. Where a runtime tells such figures, a guest's do not stand in for them: not before the runtime was asked about the sandbox, and
 not after it told of it once, for a counter that changes over from one to the other would seem to begin anew.
+
+So a container's counters are decided upon once, when they are first shown: the guest's, if the runtime tells what nobody uses, is given up
+on, or tells what others use and says nothing of this one for some rounds; they are then the guest's whatever the runtime tells later.
 """
 
 from typing import Final, NamedTuple
 
-from isopod.pulse.cadvisor import WHOLE, Blocks, Inner, Shape, blocks_of, families_of, last_seen, measure, measure_local
+from isopod.pulse.cadvisor import COUNTERS, WHOLE, Blocks, Inner, Shape, blocks_of, families_of, last_seen, measure, measure_local
 from isopod.pulse.cpu_units import CpuUnits
 from isopod.pulse.figures import measure_container
 from isopod.pulse.model import ContainerStats, Families, Fragment, LocalContainer, Pod, SandboxStats, Target, Values
 from isopod.pulse.rates import Rates, sample_of
 
-_WITHHELD: Final = Inner({}, is_whole=True)
-"""Of a sandbox about which the runtime was not asked yet."""
+UNTOLD_ROUNDS: Final = 3
+"""So many more rounds a container waits for the word of a runtime that tells what others use."""
+_GUESTS_MAX: Final = 4
+"""Of a sandbox: containers whose counters are known to be the guest's. It has one at a time; one may be out of sight for a while."""
 
 
 class _Told(NamedTuple):
@@ -46,6 +51,13 @@ class Converter:
         self._shape = shape
         self._has_stats = False
         self._told: dict[str, _Told] = {}
+        self._tells = False
+        """Whether the runtime ever told what a container uses."""
+        self._n_rounds = 0
+        self._waiting: dict[str, tuple[str, int]] = {}
+        """By sandbox: the only container, of which the runtime says nothing, and in which round that was first so."""
+        self._guests: dict[str, tuple[str, ...]] = {}
+        """By sandbox: the containers whose counters are the guest's for all of their lives."""
         self._blocks: dict[str, Blocks] = {}
 
     def take(self, target: Target, values: Values, pod: Pod | None, *, at_s: float, now_ns: int) -> Families:
@@ -105,17 +117,22 @@ class Converter:
             self._told = {identifier: _Told((), (), 0, is_whole=True) for identifier, told in self._told.items() if told.is_whole}
             return None
         self._has_stats = True
+        self._n_rounds += 1
+        self._tells = self._tells or any(_is_use(row) for rows in stats.values() for row in rows)
         changed = [identifier for identifier, rows in stats.items() if self._keep(identifier, rows, now_ns)]
         for identifier in [each for each, told in self._told.items() if told.rows and each not in stats]:
             self._keep(identifier, (), now_ns)
             changed.append(identifier)
-        return tuple(changed)
+        waited = [identifier for identifier, (_, since) in self._waiting.items() if self._n_rounds - since == UNTOLD_ROUNDS]
+        return tuple(dict.fromkeys([*changed, *waited]))
 
     def forget(self, identifier: str) -> None:
         """Let go of a sandbox that is gone."""
         self.units.forget(identifier)
         self.rates.remove(identifier)
         self._told.pop(identifier, None)
+        self._waiting.pop(identifier, None)
+        self._guests.pop(identifier, None)
         self._blocks.pop(identifier, None)
 
     # --- inside -------------------------------------------------------------------------------------------------------
@@ -124,17 +141,48 @@ class Converter:
         """Keep what is said of a sandbox; return whether it is something else than before."""
         known = self._told.get(identifier)
         before, is_whole = ((), False) if known is None else (known.rows, known.is_whole)
-        self._told[identifier] = _Told(rows, before, now_ns, is_whole or any(_is_use(row) for row in rows))
+        is_whole = is_whole or any(_is_use(row) for row in rows)
+        if is_whole:
+            self._waiting.pop(identifier, None)
+        self._told[identifier] = _Told(rows, before, now_ns, is_whole)
         return known is None or before != rows
 
     def _inner(self, identifier: str, pod: Pod | None) -> Inner | None:
         if pod is None or pod.source != "cri":
             return None
         told = self._told.get(identifier)
+        by_guest = len(pod.containers) == 1 and self._is_counted_by_guest(identifier, pod.containers[0].id, told)
         if told is None:
-            return _WITHHELD if self._has_stats else None
+            return Inner({}, not by_guest, by_guest) if self._has_stats else None
         before = {row.id: row for row in told.before}
-        return Inner({row.id: measure_container(row, before.get(row.id), seen_ns=told.seen_ns) for row in told.rows}, told.is_whole)
+        figures = {row.id: measure_container(row, before.get(row.id), seen_ns=told.seen_ns) for row in told.rows}
+        for each in self._guests.get(identifier, ()):
+            if each in figures:
+                figures[each] = {name: samples for name, samples in figures[each].items() if name not in COUNTERS}
+        return Inner(figures, told.is_whole or not by_guest, by_guest)
+
+    def _is_counted_by_guest(self, identifier: str, only: str, told: _Told | None) -> bool:
+        """Tell whether the counters of a sandbox's only container are the guest's: if so, they are for all of its life."""
+        known = self._guests.get(identifier, ())
+        if only in known:
+            return True
+        if (told is not None and told.is_whole) or self._is_waiting(identifier, only, told):
+            return False
+        self._waiting.pop(identifier, None)
+        self._guests[identifier] = (*known, only)[-_GUESTS_MAX:]
+        return True
+
+    def _is_waiting(self, identifier: str, only: str, told: _Told | None) -> bool:
+        """Tell whether the runtime's word about a container may be yet to come."""
+        if told is None:
+            return self._has_stats
+        if not self._tells:
+            return False
+        container, since = self._waiting.get(identifier, ("", 0))
+        if container != only:
+            since = self._n_rounds
+            self._waiting[identifier] = only, since
+        return self._n_rounds - since < UNTOLD_ROUNDS
 
     def _blocks_of(self, identifier: str, pod: Pod | None) -> Blocks:
         known = self._blocks.get(identifier)

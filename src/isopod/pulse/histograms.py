@@ -10,6 +10,10 @@ A histogram is many series, and how long calls take is mostly asked of the machi
   the sandbox began to count anew, and all that it has now is added.
 - Nothing is taken away when a sandbox goes. Of the last ones that went it is remembered what they had counted, so that one that was lost
   out of sight and comes back is not counted twice.
+- Under another policy (`begin_anew`) a histogram is shown when a sandbox tells it again, or while one that told it was not read anew. What
+  is not shown is kept, so that one that comes back goes on.
+- Where there is no room, or other limits stand in the way, histograms go in which no sandbox that is there has a part, and those that are
+  not shown. One that comes back after that begins anew.
 - A histogram is added as a whole or not at all. One that cannot be added stays among the sandbox's own families, with its labels, and is
   counted by why: its limits are others than those that were added under the same labels first ("bounds"), it contradicts itself or lacks
   its last bucket, sum or count, or counts what may be below zero ("form"), or there is no more room ("room").
@@ -43,6 +47,7 @@ CUTS_MAX: Final = 20_000
 CUT_BYTES_MAX: Final = 512
 _EXACT: Final = Context(prec=80)
 _ZERO: Final = Decimal(0)
+_NO_PARTS: Final[Mapping[bytes, "_Part"]] = {}
 _LABEL: Final = re.compile(rb',([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"', re.DOTALL)
 
 
@@ -81,6 +86,8 @@ class _Part(NamedTuple):
 
     counts: tuple[int, ...]
     sum: Decimal
+    life: int = 0
+    """Of the total that it is a part of: one that was let go of and is back is another one."""
 
 
 class _Read:
@@ -109,15 +116,26 @@ class _Read:
 class _Total:
     """A histogram of the whole machine."""
 
-    __slots__ = ("counts", "key", "limits", "spelled", "sum")
+    __slots__ = ("counts", "key", "life", "limits", "n_sandboxes", "n_unread", "seen", "spelled", "sum")
 
-    def __init__(self, key: bytes, read: _Read) -> None:
+    def __init__(self, key: bytes, read: _Read, *, life: int, seen: int) -> None:
+        self.life = life
+        self.seen = seen
+        """Under which policy, by number, somebody told it last."""
+        self.n_unread = 0
+        """Sandboxes that have a part in it and were not read since the policy changed."""
+        self.n_sandboxes = 0
+        """Sandboxes that are there and have a part in it."""
         self.key = key
         """Its labels. All sandboxes' parts have this one copy of them."""
         self.limits = read.limits
         self.spelled = read.spelled
         self.counts = [0] * len(read.limits)
         self.sum = _ZERO
+
+    def is_shown(self, generation: int) -> bool:
+        """Tell whether it is shown under a policy."""
+        return self.seen == generation or self.n_unread > 0
 
     def lines(self, name: str) -> Iterator[bytes]:
         """Iterate over its lines."""
@@ -147,9 +165,13 @@ class _Family:
 class _Sandbox:
     """What is remembered of a sandbox."""
 
-    __slots__ = ("apart", "n_buckets", "parts")
+    __slots__ = ("apart", "generation", "is_tidy", "n_buckets", "parts")
 
-    def __init__(self) -> None:
+    def __init__(self, generation: int) -> None:
+        self.generation = generation
+        """The policy under which it was read last."""
+        self.is_tidy = False
+        """Whether parts that count no more were looked for in this answer."""
         self.parts: dict[str, dict[bytes, _Part]] = {}
         self.n_buckets = 0
         self.apart: dict[str, int] = {}
@@ -174,6 +196,20 @@ class Histograms:
         self._n_gone = 0
         self._cuts: dict[bytes, _Cut] = {}
         self._shown: Families | None = None
+        self._generation = 0
+        """Grows with each policy."""
+        self._n_lives = 0
+        self._may_make_room = False
+        """Whether there may be totals that can be let go of."""
+
+    def begin_anew(self) -> None:
+        """Take in that another policy holds, for each sandbox from its next answer on."""
+        self._generation += 1
+        self._may_make_room = True
+        for family in self._families.values():
+            for total in family.totals.values():
+                total.n_unread = total.n_sandboxes
+            self._change(family)
 
     def take(self, identifier: str, families: Families, begun: bytes) -> Families:
         """Take a sandbox's histograms in, and return what is left of its families.
@@ -185,6 +221,8 @@ class Histograms:
         """
         sandbox = self._known(identifier)
         sandbox.apart = {}
+        sandbox.is_tidy = False
+        unread = self._unread(sandbox)
         left: Families = {}
         for name, fragment in families.items():
             if fragment.kind != "histogram" or name.startswith(OWN):
@@ -193,6 +231,8 @@ class Histograms:
             rest = self._take_family(sandbox, name, fragment, begun)
             if rest is not None:
                 left[name] = rest
+        sandbox.generation = self._generation
+        self._have_read(unread)
         return left
 
     def forget(self, identifier: str) -> None:
@@ -200,8 +240,13 @@ class Histograms:
         sandbox = self._sandboxes.pop(identifier, None)
         if sandbox is None or not sandbox.parts:
             return
+        self._have_read(self._unread(sandbox))
         for name in sandbox.parts:
             self._families[name].n_sandboxes -= 1
+            for total, _ in self._living(sandbox, name):
+                total.n_sandboxes -= 1
+            self._drop_if_empty(name)
+        self._may_make_room = True
         self._gone[identifier] = sandbox
         self._n_gone += sandbox.n_buckets
         while self._n_gone > self._room.gone:
@@ -211,7 +256,8 @@ class Histograms:
     def families(self) -> Families:
         """Return the families of the whole machine, in the order of names. They stay as they are."""
         if self._shown is None:
-            self._shown = {name: _fragment(name, family) for name, family in sorted(self._families.items())}
+            made = {name: _fragment(name, family, self._generation) for name, family in sorted(self._families.items())}
+            self._shown = {name: fragment for name, fragment in made.items() if fragment.n_series}
         return self._shown
 
     def block(self) -> tuple[Block, Counts]:
@@ -225,7 +271,8 @@ class Histograms:
         for sandbox in self._sandboxes.values():
             for reason, n in sandbox.apart.items():
                 apart[reason] = apart.get(reason, 0) + n
-        return MergeFacts(sum(len(family.totals) for family in self._families.values()), apart)
+        totals = (total for family in self._families.values() for total in family.totals.values())
+        return MergeFacts(sum(total.is_shown(self._generation) for total in totals), apart)
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
@@ -235,11 +282,10 @@ class Histograms:
         if sandbox is None:
             sandbox = self._gone.pop(identifier, None)
             if sandbox is None:
-                sandbox = _Sandbox()
+                sandbox = _Sandbox(self._generation)
             else:
                 self._n_gone -= sandbox.n_buckets
-                for name in sandbox.parts:
-                    self._families[name].n_sandboxes += 1
+                self._bring_back(sandbox)
             self._sandboxes[identifier] = sandbox
         return sandbox
 
@@ -296,38 +342,173 @@ class Histograms:
 
     def _add(self, sandbox: _Sandbox, name: str, key: bytes, read: _Read, *, part: _Part, text_of_help: bytes) -> str:
         """Add what a sandbox counted more; return why it cannot be, "" if it was."""
-        family = self._families.get(name)
-        total = None if family is None else family.totals.get(key)
+        total, before = self._total(name, key), sandbox.parts.get(name, _NO_PARTS).get(key)
+        if before is not None and (total is None or before.life != total.life):
+            self._drop_part(sandbox, name, key)
+            before = None
         if total is not None and total.limits != read.limits:
-            return "bounds"
-        parts = sandbox.parts.get(name)
-        before = None if parts is None else parts.get(key)
-        if before == part:
+            n_others = total.n_sandboxes - (before is not None)
+            if n_others and total.is_shown(self._generation):
+                return "bounds"
+            if before is not None:
+                self._drop_part(sandbox, name, key)
+            self._let_go(name, total)
+            total = before = None
+        if before is not None and total is not None and before.counts == part.counts and before.sum == part.sum:
+            self._see(name, total)
             return ""
+        if total is not None and not total.n_sandboxes and sum(part.counts) + sum(total.counts) > COUNT_MAX:
+            self._let_go(name, total)
+            total = None
+        if not self._has_room(sandbox, name, key, part, total=total, is_new=before is None):
+            return "room"
+        if total is None:
+            total = self._made(name, key, read, text_of_help)
+        self._put(sandbox, name, total, part, before=before)
+        return ""
+
+    def _has_room(self, sandbox: _Sandbox, name: str, key: bytes, part: _Part, *, total: _Total | None, is_new: bool) -> bool:
+        """Tell whether there is room for a part, and for a total if there is none; make some if there is not."""
         n_buckets = len(part.counts)
         if sum(part.counts) + (0 if total is None else sum(total.counts)) > COUNT_MAX:
-            return "room"
+            return False
         if total is None and len(name) + len(key) > NAME_BYTES_MAX:
-            return "room"
-        if before is None and sandbox.n_buckets + n_buckets > self._room.sandbox:
-            return "room"
+            return False
+        if is_new and sandbox.n_buckets + n_buckets > self._room.sandbox:
+            self._tidy(sandbox)
+            if sandbox.n_buckets + n_buckets > self._room.sandbox:
+                return False
         if total is None and self._n_buckets + n_buckets > self._room.shown:
-            return "room"
-        if family is None:
-            family = self._families[name] = _Family(text_of_help)
-        if total is None:
-            total = family.totals[key] = _Total(key, read)
-            self._n_buckets += n_buckets
+            self._make_room()
+            return self._n_buckets + n_buckets <= self._room.shown
+        return True
+
+    def _put(self, sandbox: _Sandbox, name: str, total: _Total, part: _Part, *, before: _Part | None) -> None:
+        """Remember a part and add what is new in it."""
+        family = self._families[name]
+        parts = sandbox.parts.get(name)
         if parts is None:
             parts = sandbox.parts[name] = {}
             family.n_sandboxes += 1
         if before is None:
-            sandbox.n_buckets += n_buckets
-        parts[total.key] = part
+            sandbox.n_buckets += len(part.counts)
+            total.n_sandboxes += 1
+        parts[total.key] = _Part(part.counts, part.sum, total.life)
         _grow(total, part, before)
+        total.seen = self._generation
+        self._change(family)
+
+    def _see(self, name: str, total: _Total) -> None:
+        """Take in that somebody told what was told before."""
+        if total.seen != self._generation:
+            total.seen = self._generation
+            self._change(self._families[name])
+
+    def _change(self, family: _Family) -> None:
+        """Have a family made anew."""
         family.fragment = self._shown = None
         self.n_changes += 1
-        return ""
+
+    # --- totals that come and go --------------------------------------------------------------------------------------
+
+    def _total(self, name: str, key: bytes) -> _Total | None:
+        family = self._families.get(name)
+        return None if family is None else family.totals.get(key)
+
+    def _made(self, name: str, key: bytes, read: _Read, text_of_help: bytes) -> _Total:
+        """Begin a total."""
+        family = self._families.get(name)
+        if family is None:
+            family = self._families[name] = _Family(text_of_help)
+        self._n_lives += 1
+        total = family.totals[key] = _Total(key, read, life=self._n_lives, seen=self._generation)
+        self._n_buckets += len(read.limits)
+        return total
+
+    def _let_go(self, name: str, total: _Total) -> None:
+        """Let go of a total. Parts in it count no more: they are of another life than one that comes after it."""
+        family = self._families[name]
+        del family.totals[total.key]
+        self._n_buckets -= len(total.limits)
+        self._change(family)
+        self._drop_if_empty(name)
+
+    def _make_room(self) -> None:
+        """Let go of all totals in which no sandbox that is there has a part, and of those that are not shown."""
+        if not self._may_make_room:
+            return
+        self._may_make_room = False
+        every = [(name, total) for name, family in self._families.items() for total in family.totals.values()]
+        for name, total in every:
+            if not total.n_sandboxes or not total.is_shown(self._generation):
+                self._let_go(name, total)
+
+    def _tidy(self, sandbox: _Sandbox) -> None:
+        """Forget a sandbox's parts in totals that are gone, or not shown; once for each of its answers."""
+        if sandbox.is_tidy:
+            return
+        sandbox.is_tidy = True
+        for name, key in [(name, key) for name, parts in sandbox.parts.items() for key in parts]:
+            total = self._total(name, key)
+            is_part = total is not None and total.life == sandbox.parts[name][key].life
+            if not is_part or total is None or not total.is_shown(self._generation):
+                self._drop_part(sandbox, name, key)
+
+    def _drop_part(self, sandbox: _Sandbox, name: str, key: bytes) -> None:
+        """Forget a part of a sandbox that is there. What it counted stays."""
+        parts = sandbox.parts[name]
+        part = parts.pop(key)
+        sandbox.n_buckets -= len(part.counts)
+        total = self._total(name, key)
+        if total is not None and total.life == part.life:
+            total.n_sandboxes -= 1
+        if not parts:
+            del sandbox.parts[name]
+            self._families[name].n_sandboxes -= 1
+            self._drop_if_empty(name)
+
+    def _drop_if_empty(self, name: str) -> None:
+        family = self._families[name]
+        if not family.totals and not family.n_sandboxes:
+            del self._families[name]
+
+    def _living(self, sandbox: _Sandbox, name: str) -> list[tuple[_Total, _Part]]:
+        """Return a sandbox's parts of a family that count, and what they are parts of."""
+        found = []
+        for key, part in sandbox.parts[name].items():
+            total = self._total(name, key)
+            if total is not None and total.life == part.life:
+                found.append((total, part))
+        return found
+
+    def _bring_back(self, sandbox: _Sandbox) -> None:
+        """Have the parts of a sandbox that went and is back count again, those of which the totals are still there."""
+        sandbox.generation = self._generation
+        parts = {name: self._living(sandbox, name) for name in sandbox.parts}
+        sandbox.parts = {name: {total.key: part for total, part in living} for name, living in parts.items() if living}
+        sandbox.n_buckets = sum(len(part.counts) for living in parts.values() for _, part in living)
+        for name in sandbox.parts:
+            self._families[name].n_sandboxes += 1
+            for total, _ in parts[name]:
+                total.n_sandboxes += 1
+
+    def _unread(self, sandbox: _Sandbox) -> list[tuple[str, _Total]]:
+        """Return the totals that are shown, too, because a sandbox was not read since the policy changed."""
+        if sandbox.generation == self._generation:
+            return []
+        return [(name, total) for name in sandbox.parts for total, _ in self._living(sandbox, name)]
+
+    def _have_read(self, totals: list[tuple[str, _Total]]) -> None:
+        """Take in that one of the sandboxes for which totals were shown was read, or is gone."""
+        for name, total in totals:
+            total.n_unread -= 1
+            if not total.is_shown(self._generation):
+                self._may_make_room = True
+                family = self._families.get(name)
+                if family is not None:
+                    self._change(family)
+
+    # --- what stays apart ---------------------------------------------------------------------------------------------
 
     def _rest(self, fragment: Fragment, begun: bytes, refused: Mapping[bytes, str]) -> Fragment:
         """Return the histograms that stay with their sandbox."""
@@ -337,10 +518,11 @@ class Histograms:
         return Fragment("histogram", fragment.help, b"".join(lines), len(lines), opened)
 
 
-def _fragment(name: str, family: _Family) -> Fragment:
+def _fragment(name: str, family: _Family, generation: int) -> Fragment:
     """Return a family as it is shown; made anew only if it changed."""
     if family.fragment is None:
-        lines = [line for _, total in sorted(family.totals.items()) for line in total.lines(name)]
+        totals = [total for _, total in sorted(family.totals.items()) if total.is_shown(generation)]
+        lines = [line for total in totals for line in total.lines(name)]
         family.fragment = Fragment("histogram", family.help, b"".join(lines), len(lines))
     return family.fragment
 

@@ -146,6 +146,8 @@ class Intake:
         self._policy = policy
         self._hashes.clear()
         self._reader.clear()
+        if self._histograms is not None:
+            self._histograms.begin_anew()
 
     def forget(self, identifier: str) -> None:
         """Let go of what is known of a sandbox that is gone."""
