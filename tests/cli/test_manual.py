@@ -52,6 +52,12 @@ def test_ways_to_the_same_help() -> None:
     assert isopod("run", "img", "--help", env={"ISOPOD_SOCKET": "/nonexistent"}).returncode == 125, "--help belongs to the command inside"
 
 
+def test_the_agents_help_has_no_option_that_it_refuses() -> None:
+    shown = manual.page(grammar.PULSE)
+    assert "--socket" not in shown and "-h, --help" in shown
+    assert all("--socket" in manual.page(command) for command in grammar.COMMANDS if command is not grammar.PULSE)
+
+
 def test_every_command_is_in_the_overview_or_its_family() -> None:
     shown = manual.overview() + "".join(manual.family(name) for name, _about in grammar.GROUPS)
     for command in grammar.COMMANDS:

@@ -97,6 +97,26 @@ async def test_what_makes_no_context_is_reported_and_the_old_one_stays(world: Wo
     await server.close()
 
 
+async def test_files_behind_links_are_followed_and_a_failure_is_reported_once(sim_world: SimWorld, folder: str) -> None:
+    """What is written is in another folder than the links, whose own folder sees nothing of it."""
+    world, reports = sim_world.world, list[IsopodError | None]()
+    await world.disk.make_directory(f"{folder}/real")
+    await world.disk.make_directory(f"{folder}/shown")
+    await put(world, f"{folder}/real", server_leaf())
+    for name in ("tls.crt", "tls.key"):
+        sim_world.machine.view.symlink(f"{folder}/real/{name}", f"{folder}/shown/{name}")
+    reloading = await open_server_tls(world, TlsFiles(f"{folder}/shown/tls.crt", f"{folder}/shown/tls.key"), report=reports.append)
+    await put(world, f"{folder}/real", issue(SUBJECT))
+    await until(lambda: reloading.tls.statistics().n_reloads)
+    assert reports[-1] is None
+    await world.disk.write_atomic(f"{folder}/real/tls.key", b"no key")
+    await asyncio.sleep(60)
+    failures = [str(report) for report in reports if report is not None]
+    assert [failure for failure in failures if "not PEM" in failure] == failures[-1:]
+    assert failures[-1].startswith(f"TLS material '{folder}/shown/tls.crt, {folder}/shown/tls.key': "), "the files by their names"
+    await reloading.close()
+
+
 async def test_writing_the_same_again_is_no_reload(world: World, folder: str) -> None:
     reports: list[IsopodError | None] = []
     reloading = await open_server_tls(world, await put(world, folder, server_leaf()), report=reports.append)

@@ -112,6 +112,19 @@ def test_what_cannot_be_done_is_two_lines_and_an_exit_code(words: tuple[str, ...
 
 
 @pytest.mark.row("K26")
+@pytest.mark.parametrize("variable", ["KATA_PULSE_LISTEN", "ISOPOD_PULSE_LISTEN"])
+def test_the_demo_serves_where_the_variables_say(folder: str, variable: str) -> None:
+    path, log = f"{folder}/p.sock", Path(folder) / "log"
+    with running("demo", "--sandboxes", "1", log=log, TMPDIR=folder, **{variable: f"unix:{path}"}) as process:
+        until_s = time.monotonic() + LIMIT_S
+        while not os.path.exists(path):
+            assert time.monotonic() < until_s and process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(LIMIT_S) == 0
+
+
+@pytest.mark.row("K26")
 def test_the_demo_says_where_it_is_and_takes_its_folder_along(folder: str) -> None:
     path, log = f"{folder}/p.sock", Path(folder) / "log"
     with running("demo", "--sandboxes", "2", "--listen-address", f"unix:{path}", log=log, TMPDIR=folder) as process:

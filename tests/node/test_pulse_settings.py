@@ -1,6 +1,6 @@
 """The node's [pulse] section: every setting that the agent has as a flag, under the same name, with the same default, and what fits."""
 
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 import pytest
@@ -8,7 +8,7 @@ import pytest
 from isopod.node.faces import pulse_origins, pulse_settings
 from isopod.pulse.options import FLAGS, settings_from
 from isopod.pulse.settings import PulseSettings
-from isopod.runtime.config import load_config, load_node
+from isopod.runtime.config import load_config, load_node, show
 from isopod.runtime.config.pulse import PulseSection
 from isopod.world.errors import InvalidArgument
 
@@ -96,6 +96,27 @@ def test_what_does_not_fit_is_refused_by_its_name(line: str, why: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         load_config(file_text=f"[pulse]\n{line}\n")
     assert why in str(caught.value) and line.partition(" ")[0] in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["unix:///run/crio.sock", "unix:/run/crio.sock", "/run/crio.sock", "none", ""])
+def test_the_runtime_endpoint_takes_what_the_flag_takes(text: str) -> None:
+    made = pulse_settings(load_config(file_text=f'[pulse]\nlisten = "127.0.0.1:1"\nruntime_endpoint = "{text}"\n'))
+    assert made.runtime_endpoint == ("/run/crio.sock" if "crio" in text else "")
+
+
+@pytest.mark.parametrize("text", ["tcp://1.2.3.4:5", "run/crio.sock", "unix:run/crio.sock"])
+def test_another_runtime_endpoint_is_refused(text: str) -> None:
+    with pytest.raises(InvalidArgument, match="runtime_endpoint.*want an absolute path, unix:///PATH, or none"):
+        load_config(file_text=f'[pulse]\nruntime_endpoint = "{text}"\n')
+
+
+@pytest.mark.row("T21")
+@pytest.mark.parametrize("form", ["table", "json", "toml"])
+def test_what_is_shown_of_the_push_url_has_no_secret(form: Literal["table", "json", "toml"]) -> None:
+    loaded = load_node(environment={"ISOPOD_PULSE_PUSH_URL": "https://receiver/write?key=sesame"})
+    text = show(loaded.config, loaded.origins, form=form, with_origin=True)
+    assert "https://receiver/write?..." in text and "sesame" not in text
+    assert loaded.config.pulse.push_url.endswith("sesame")
 
 
 def test_what_makes_no_sense_together_is_refused_too() -> None:

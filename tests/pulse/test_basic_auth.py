@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isopod.net.http.messages import HttpError
-from isopod.pulse.basic_auth import PEER_MAX, WAITING_MAX, BasicAuth, User, costs_besides, credentials_of, is_right, parse_users
+from isopod.pulse.basic_auth import PEER_MAX, WAITING_MAX, BasicAuth, User, costs_besides, credentials_of, is_right, parse_users, source_of
 from isopod.world.errors import InvalidArgument, UnavailableError
 from isopod.world.sim import SimWorld
 from isopod.world.world import World
@@ -134,11 +134,66 @@ async def test_one_address_cannot_take_all_places(sim_world: SimWorld, folder: s
     right = users.fits(basic("anna", "2"), "10.0.0.2")
     for n in range(PEER_MAX + 1, WAITING_MAX):
         waiting.append(users.fits(basic("anna", f"guess {n}"), f"10.0.1.{n}"))
-    with pytest.raises(HttpError, match="too many"):
-        users.fits(basic("anna", "the last"), "10.0.0.3")
     assert not isinstance(right, bool) and await right
     assert not any(await asyncio.gather(*[each for each in waiting if not isinstance(each, bool)]))
     assert not await _settled(users, basic("anna", "the last")), "there is room again"
+    await users.close()
+
+
+async def test_addresses_that_take_all_places_give_one_to_each_that_has_none(sim_world: SimWorld, folder: str) -> None:
+    world = sim_world.world
+    users = BasicAuth(world, await put(world, folder, b"anna:" + hashed("2")), Memo(world.clock).logger)
+    await users.open()
+    guessers = [f"10.0.0.{n}" for n in range(WAITING_MAX // PEER_MAX)]
+    waiting = [(peer, users.fits(basic("anna", f"guess {n} of {peer}"), peer)) for peer in guessers for n in range(PEER_MAX)]
+    with pytest.raises(HttpError, match="too many"):
+        users.fits(basic("anna", "one more"), guessers[0])
+    right = users.fits(basic("anna", "2"), "10.0.1.1")
+    waiting += [(peer, users.fits(basic("anna", f"guess of {peer}"), peer)) for peer in ("10.0.1.2", "10.0.1.3")]
+    assert not isinstance(right, bool) and await right, "somebody new is let in"
+    answers = await asyncio.gather(*[each for _, each in waiting if not isinstance(each, bool)], return_exceptions=True)
+    refused = [peer for (peer, _), answer in zip(waiting, answers, strict=True) if isinstance(answer, HttpError) and answer.status == 429]
+    assert refused == guessers[1:], "the newest of each that had most, and not the same one thrice"
+    assert [answer for answer in answers if not isinstance(answer, HttpError)] == [False] * (len(answers) - 3)
+    await users.close()
+
+
+async def test_where_each_has_one_place_nobody_loses_it(sim_world: SimWorld, folder: str) -> None:
+    world = sim_world.world
+    users = BasicAuth(world, await put(world, folder, b"anna:" + hashed("2")), Memo(world.clock).logger)
+    await users.open()
+    waiting = [users.fits(basic("anna", f"guess {n}"), f"10.0.1.{n}") for n in range(WAITING_MAX)]
+    with pytest.raises(HttpError, match="too many"):
+        users.fits(basic("anna", "2"), "10.0.0.3")
+    assert await asyncio.gather(*[each for each in waiting if not isinstance(each, bool)]) == [False] * WAITING_MAX
+    await users.close()
+
+
+@pytest.mark.parametrize(
+    ("peer", "source"),
+    [
+        ("10.0.0.1", "10.0.0.1"),
+        ("2001:db8::1", "2001:db8::/64"),
+        ("2001:db8:0:0:ffff::2", "2001:db8::/64"),
+        ("2001:db8:0:1::1", "2001:db8:0:1::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::ffff:10.0.0.1", "10.0.0.1"),
+        ("", ""),
+        ("unix", "unix"),
+    ],
+)
+def test_addresses_are_counted_by_whom_they_belong_to(peer: str, source: str) -> None:
+    assert source_of(peer) == source
+
+
+async def test_one_network_of_ipv6_is_one_address(sim_world: SimWorld, folder: str) -> None:
+    world = sim_world.world
+    users = BasicAuth(world, await put(world, folder, b"anna:" + hashed("2")), Memo(world.clock).logger)
+    await users.open()
+    waiting = [users.fits(basic("anna", f"guess {n}"), f"2001:db8::{n}") for n in range(PEER_MAX)]
+    with pytest.raises(HttpError, match="too many"):
+        users.fits(basic("anna", "one more"), "2001:db8::99")
+    assert not any(await asyncio.gather(*[each for each in waiting if not isinstance(each, bool)]))
     await users.close()
 
 

@@ -89,6 +89,19 @@ async def test_a_policy_is_read_again_at_once_and_nonsense_leaves_what_holds(wor
 
 
 @pytest.mark.row("T19")
+async def test_a_value_that_is_not_of_its_type_leaves_what_holds(world: World, folder: str) -> None:
+    """YAML makes a day of it, and there is none."""
+    async with governed(world, folder, enable_lifecycle=True) as made:
+        await made.say(b"namespaces: {deny: [2020-02-30]}\n")
+        refused = await made.rig.ask("/-/reload", "PUT")
+        assert (refused.status, len(made.adopted)) == (400, 1)
+        assert "not of its type" in refused.text
+        assert "not of its type" in (await made.rig.ask("/config?format=text")).text
+        await made.say(BETTER)
+        assert (await made.rig.ask("/-/reload", "PUT")).status == 200
+
+
+@pytest.mark.row("T19")
 async def test_it_is_off_unless_it_was_asked_for(world: World, folder: str) -> None:
     async with governed(world, folder) as made:
         await made.say(BETTER)

@@ -121,7 +121,12 @@ def test_every_flag_is_in_the_help_with_the_default_that_holds() -> None:
         (["--pause-after", "60", "--push-url", "http://r/"], "needs figures always"),
         (["--tls-cert-file", "/a"], "certificate and key go together"),
         (["--tls-client-ca-file", "/a"], "needs a certificate"),
-        (["--tls-min-version", "VersionTLS10"], "tls_min_version"),
+        (["--tls-min-version", "VersionTLS10"], "--tls-min-version 'VersionTLS10': choose one of VersionTLS12, VersionTLS13"),
+        (["--view", "x"], "--view 'x': choose one of all, kata, cadvisor"),
+        (["--cadvisor-without", "cpu,weather"], "--cadvisor-without 'weather': choose one of cpu, memory,"),
+        (["--listen-address", "foo"], "listen address 'foo': want HOST:PORT with a port up to 65535 for example: 127.0.0.1:8090"),
+        (["--keep-rounds", "99999999"], "want a whole number, at most 99999"),
+        (["--shards", "99"], "0 decides by the processors"),
         (["--push-url", "receiver:9090"], "must begin with http"),
         (["--push-url", "http://user:word@receiver/"], "carries credentials"),
         (["--push-url", "http://r/", "--push-interval", "0"], "want seconds"),
@@ -140,6 +145,31 @@ def test_what_makes_no_sense_is_refused_with_the_reason(words: list[str], why: s
     with pytest.raises(InvalidArgument) as caught:
         settings_from(words, {})
     assert why in f"{caught.value.message} {caught.value.hint}"
+
+
+def test_a_pause_of_nothing_is_written_in_several_ways() -> None:
+    for text in ("0", "0.0", "0.00", "-0"):
+        assert settings_from(["--pause-after", text], {}).pause_after_s == 0
+    with pytest.raises(InvalidArgument, match="0 or more"):
+        settings_from(["--pause-after", "-1"], {})
+
+
+@pytest.mark.row("T21")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--push-url", "receiver:9090/?key=sesame"],
+        ["--push-url", "http://user:sesame@receiver/?key=sesame"],
+        ["--push-url", "http://receiver:99999/?key=sesame"],
+        ["--push-url", "http://receiver/?key=sesame with blanks: sesame"],
+        ["--push-url", f"http://receiver/?key=sesame{'x' * 100_000}"],
+        ["--push-url", "http://receiver/?key=sesame", "--push-ca-file", "/a"],
+    ],
+)
+def test_an_error_about_the_push_url_shows_no_secret_of_it(words: list[str]) -> None:
+    with pytest.raises(InvalidArgument, match=r"^push URL '[^']*\?\.\.\.': ") as caught:
+        settings_from(words, {})
+    assert "sesame" not in f"{caught.value.message} {caught.value.hint}"
 
 
 def test_the_runtime_endpoint_takes_both_forms_and_none() -> None:

@@ -5,6 +5,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from isopod.pulse import core
 from isopod.pulse.labels import kata_labels
@@ -128,6 +130,47 @@ family_intervals_s: {kata_guest_vm_stat: 300}
 def test_what_makes_no_sense_is_refused_with_the_reason(text: bytes, why: str) -> None:
     with pytest.raises(InvalidArgument, match=why):
         parse_policy(text, "/p")
+
+
+CRASHING = (
+    "namespaces: {deny: [2020-02-30]}", "x: 0x_", "x: 0b_", "x: !!float abc", "x: !!int ''", "x: !!bool foo", "x: !!timestamp foo",
+    f"x: {'7' * 5000}", "x: 2020-01-01T00:00:00+99:99", "x: 1" + ":59" * 200 + ".5", "x: !!binary é", "x: !!int '-'",
+)  # fmt: skip
+"""Values that are of no type in which they are written."""
+
+
+@pytest.mark.parametrize("text", CRASHING)
+def test_a_value_that_is_not_of_its_type_is_refused(text: str) -> None:
+    with pytest.raises(InvalidArgument, match=r"^policy '/p': ") as caught:
+        parse_policy(text.encode(), "/p")
+    assert len(caught.value.message) < 400 and "\n" not in caught.value.message
+
+
+def test_a_text_that_nothing_can_show_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match="no Unicode"):
+        parse_policy(b'namespaces: {deny: ["\\uD800"]}', "/p")
+
+
+TAGS = st.sampled_from(
+    ["", "!!int", "!!float", "!!bool", "!!timestamp", "!!binary", "!!null", "!!str", "!!set", "!!omap", "!!pairs", "!!map"]
+)
+SCALARS = st.one_of(
+    st.text("0123456789abxo_:.-+eTZ ", max_size=24),
+    st.text(max_size=12).map(repr),
+    st.sampled_from(["''", "{}", "[]", "[[1, 2]]", "{a: b}", ".nan", ".inf", "1e999", "=", "<<", "&a [*a]", "2020-13-01", "0o9", "0_"]),
+)
+PLACES = st.sampled_from(
+    ["{}", "namespaces: {{deny: [{}]}}", "series_budgets: {{default: {}}}", "family_intervals_s: {{x: {}}}", "? {}\n: 1"]
+)
+
+
+@given(PLACES, TAGS, SCALARS)
+def test_whatever_a_value_is_it_is_taken_or_refused(place: str, tag: str, scalar: str) -> None:
+    try:
+        policy = parse_policy(place.format(f"{tag} {scalar}").encode(errors="surrogatepass"), "/p")
+    except InvalidArgument:
+        return
+    assert msgspec.json.encode(policy.config)
 
 
 async def test_a_file_that_is_not_there_is_an_error(world: World, folder: str) -> None:

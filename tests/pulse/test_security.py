@@ -5,11 +5,14 @@ import os
 import ssl
 import stat
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from isopod.net.http.limits import HttpLimits
 from isopod.net.tls import TlsFiles
+from isopod.pulse.followed import READ_HINT
+from isopod.pulse.policy import read_policy
 from isopod.pulse.security import Token
 from isopod.pulse.settings import PulseSettings
 from isopod.world.errors import InvalidArgument, IsopodError, UnavailableError
@@ -203,8 +206,28 @@ async def test_an_address_in_use_is_told(world: World) -> None:
     async with Rig(world) as rig:
         assert isinstance(rig.address, TcpAddress)
         other = Rig(world, listen=f"127.0.0.1:{rig.address.port}")
-        with pytest.raises(UnavailableError, match="cannot listen on 127"):
+        with pytest.raises(UnavailableError, match="cannot listen on 127") as caught:
             await other.__aenter__()
+        assert "another program listens there" in caught.value.hint
+        with pytest.raises(UnavailableError, match="cannot listen on unix") as caught:
+            await Rig(world, listen="unix:/nowhere/at/all/p.sock").__aenter__()
+        assert "make the folder of the socket first" in caught.value.hint
+
+
+@pytest.mark.row("T21")
+async def test_files_that_are_missing_are_told_with_a_hint(world: World, folder: str) -> None:
+    told: tuple[dict[str, Any], ...] = (
+        {"token_file": "/none"},
+        {"basic_auth_file": "/none"},
+        {"tls_cert_file": "/none", "tls_key_file": "/none"},
+    )
+    for settings in told:
+        with pytest.raises(UnavailableError, match="cannot read .*none") as caught:
+            await Rig(world, **settings).__aenter__()
+        assert caught.value.hint == READ_HINT
+    with pytest.raises(UnavailableError) as caught:
+        await read_policy(world.disk, f"{folder}/none")
+    assert caught.value.hint == READ_HINT
 
 
 @pytest.mark.row("T21")

@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from isopod.net.tls import TlsFiles
+from isopod.pulse.own import Facts
 from isopod.pulse.settings import PulseSettings
 from isopod.pulse.shims import ShimAnswer
 from isopod.pulse.workers import n_shards
@@ -19,7 +21,7 @@ from isopod.world.sim import SimWorld
 from isopod.world.world import World
 from tests.net.certificates import authority, client_material, server_leaf
 from tests.net.http.kit import Peer
-from tests.pulse.server_kit import WEB, Rig
+from tests.pulse.server_kit import ROOTS, WEB, Rig
 
 WAIT_S = 30.0
 
@@ -112,6 +114,22 @@ async def test_a_client_that_goes_ends_its_scrape(world: World) -> None:
         peer.close()
         await until(lambda: rig.server.own.n_in_flight == 0)
         assert rig.server.own.n_failed == 1
+
+
+@pytest.mark.row("K24")
+@pytest.mark.parametrize("shards", [1, 2])
+async def test_an_answer_that_fails_is_logged_whoever_serves(world: World, shards: int) -> None:
+    def fail() -> list[Any]:
+        raise RuntimeError("an odd failure")
+
+    async with Rig(world, shards=shards, facts=Facts(roots=ROOTS, rows=fail)) as rig:
+        assert (await rig.ask("/top?secret=word")).status == 500
+        await until(lambda: "http.handler_failed" in rig.memo.events())
+        (line,) = [line for line in rig.memo.lines if b"http.handler_failed" in line]
+        told = json.loads(line)
+        assert (told["level"], told["method"], told["path"], told["error"]) == ("error", "GET", "/top", "RuntimeError: an odd failure")
+        assert "in fail" in told["traceback"] and "word" not in line.decode()
+        assert (await rig.ask("/healthz")).status == 200
 
 
 @pytest.mark.virtual_time

@@ -88,7 +88,7 @@ def candidates(words: list[str]) -> list[str]:
     if command in grammar.DAEMONS:
         from isopod.cli.manual import options_of
 
-        options = (*options_of(command), *grammar.GLOBAL_OPTIONS)
+        options = (*options_of(command), *grammar.global_options_of(command))
     given = before[n_words:]
     n_arguments, awaiting = _state(command, options, given)
     if awaiting is not None:

@@ -627,6 +627,12 @@ PULSE_COMMANDS: Final = (
 DAEMONS: Final = (NODE, PULSE)
 """What reads its own words: the node's are understood by `isopod.node.main`, those of pulse by `isopod.pulse.options`."""
 
+
+def global_options_of(command: Command) -> tuple[Option, ...]:
+    """Return the options of every command that a command has too: the agent asks no node of its own accord, and knows no --socket."""
+    return (HELP,) if command is PULSE else GLOBAL_OPTIONS
+
+
 SECTIONS: Final = (
     ("Containers", CONTAINER_COMMANDS),
     ("Virtual machines", VM_COMMANDS),

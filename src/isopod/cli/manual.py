@@ -52,7 +52,7 @@ def page(command: Command) -> str:
         lines += ["", *_wrapped(command.about)]
     if len(command.names) > 1:
         lines += ["", "Also called: " + ", ".join(command.names[1:])]
-    lines += ["", "Options:", *_options((*options_of(command), *grammar.GLOBAL_OPTIONS))]
+    lines += ["", "Options:", *_options((*options_of(command), *grammar.global_options_of(command)))]
     if command.examples:
         lines += ["", "Examples:", *(_INDENT + example for example in command.examples)]
     return _text(lines)

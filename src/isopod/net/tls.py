@@ -2,8 +2,9 @@
 
 `TlsFiles` says where the files are, `open_server_tls` and `open_client_tls` give a `ReloadingTls` whose `tls` goes into `listen` or
 `connect`. The folders are watched; a change is taken up after a short pause (a certificate and its key are two files, written one after the
-other). If what is found then makes no context, the old one stays in use and the failure is reported; connections that stand keep what
-they began with. This does not renew certificates, and asks no revocation list.
+other). They are read again every REREAD_S too, for those that are links into another folder, as Kubernetes' secrets are. If what is found
+then makes no context, the old one stays in use and the failure is reported; connections that stand keep what they began with. This does
+not renew certificates, and asks no revocation list.
 """
 
 import asyncio
@@ -37,10 +38,11 @@ __all__ = [
 
 DEBOUNCE_S: Final = 0.2
 WATCH_RETRY_S: Final = 1.0
+REREAD_S: Final = 5.0
 FILE_BYTES_MAX: Final = 1 << 20
 
 Report = Callable[[IsopodError | None], None]
-"""Told of every reload that found something new: None, or why it was not taken."""
+"""Told of every reload that found something new: None, or why it was not taken; of the same failure again and again once."""
 T = TypeVar("T", ServerTls, ClientTls)
 
 
@@ -92,6 +94,9 @@ class ReloadingTls(Generic[T]):
         self._report = report
         self._known: Mapping[str, TlsMaterial] = {}
         self._changed = asyncio.Event()
+        self._failed = ""
+        """Why the last reload failed, "" if it did not."""
+        self._reading = asyncio.Lock()  # of two reads at one time the older one must not win
         self._task: asyncio.Task[None] | None = None
 
     def start(self, known: Mapping[str, TlsMaterial]) -> None:
@@ -105,20 +110,21 @@ class ReloadingTls(Generic[T]):
         Returns:
             Whether something new is in use. A failure is reported, not raised.
         """
-        try:
-            found = await self._read()
+        async with self._reading:
+            try:
+                found = await self._read()
+                if found != self._known:
+                    self._use(found)
+            except IsopodError as error:
+                return self._fail(error)
+            except OSError as error:  # no descriptor for the file in memory, for one
+                return self._fail(from_os_error(error, "use", "the TLS files"))
+            self._failed = ""
             if found == self._known:
                 return False
-            self._use(found)
-        except IsopodError as error:
-            self._report(error)
-            return False
-        except OSError as error:  # no descriptor for the file in memory, for one
-            self._report(from_os_error(error, "use", "the TLS files"))
-            return False
-        self._known = found
-        self._report(None)
-        return True
+            self._known = found
+            self._report(None)
+            return True
 
     async def close(self) -> None:
         """Stop watching; `tls` stays usable with what it has."""
@@ -131,23 +137,41 @@ class ReloadingTls(Generic[T]):
         async with TaskGroup("tls-watch") as group:
             for folder in self._folders:
                 group.create_task(self._watch(folder))
+            if self._folders:
+                group.create_task(self._again())
             while True:
                 await self._changed.wait()
                 await asyncio.sleep(DEBOUNCE_S)
                 self._changed.clear()
                 await self.reload()
 
+    def _fail(self, error: IsopodError) -> bool:
+        """Report a failure that is another than the last one; return False."""
+        if error.message != self._failed:
+            self._failed = error.message
+            self._report(error)
+        return False
+
+    async def _again(self) -> None:
+        while True:
+            await asyncio.sleep(REREAD_S)
+            self._changed.set()
+
     async def _watch(self, folder: str) -> None:
+        said = 0
         while True:
             try:
                 async with self._world.disk.watch(folder) as watch:
+                    said = 0
                     self._changed.set()  # for what happened before the watch began
                     async for name in watch:
                         self._changed.set()
                         if not name:  # names were lost, or the folder is gone: look at everything, and watch anew
                             break
             except OSError as error:
-                self._report(from_os_error(error, "watch", folder))
+                if error.errno != said:
+                    said = error.errno or 0
+                    self._report(from_os_error(error, "watch", folder))
             await asyncio.sleep(WATCH_RETRY_S)
 
 
@@ -246,6 +270,7 @@ async def read_material(world: World, files: TlsFiles, rules: TlsRules | None = 
         minimum_version=rules.minimum_version,
         verify_peer=rules.verify_peer,
         cipher_suites=rules.cipher_suites,
+        source=", ".join(path for path in files if path),
     )
 
 

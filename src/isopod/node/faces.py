@@ -8,6 +8,7 @@ import msgspec
 from isopod.faces.grpc.process import GrpcFace
 from isopod.faces.grpc.settings import FaceSettings
 from isopod.node.cluster import cluster_config
+from isopod.pulse.options import endpoint
 from isopod.pulse.settings import Given, PulseSettings
 from isopod.runtime.companion import Companion
 from isopod.runtime.config import NodeConfig
@@ -60,7 +61,9 @@ def pulse_settings(config: NodeConfig) -> PulseSettings:
         "go_root": config.vm.monitor_root or PulseSettings().go_root,
         "node_socket": config.paths["socket"] if has_engine else "",
     }
-    return PulseSettings(**msgspec.structs.asdict(config.pulse), **own)
+    told = msgspec.structs.asdict(config.pulse)
+    told["runtime_endpoint"] = endpoint(config.pulse.runtime_endpoint or "none")  # unix:///PATH is taken as the flag takes it
+    return PulseSettings(**told, **own)
 
 
 def pulse_origins(origins: Mapping[str, str]) -> dict[str, str]:

@@ -24,6 +24,8 @@ from isopod.world.world import World
 STOP_S: Final = 2.0
 """How long answers that are under way may take to end."""
 DEMO_MAX: Final = 1000
+LISTEN_VARIABLES: Final = ("KATA_PULSE_LISTEN", "ISOPOD_PULSE_LISTEN")
+"""The agent's variables that the demo heeds too, as `isopod top` does; of the others it has its own."""
 
 _Work = Callable[[World, Logger], Coroutine[Any, Any, int]]
 
@@ -49,7 +51,7 @@ def demo(sandboxes: str, listen: str) -> int:
 
     Args:
         sandboxes: How many, as it was said; "" for three.
-        listen: Where it serves; "" for the default.
+        listen: Where it serves; "" for what a variable of LISTEN_VARIABLES says, else the default.
 
     Returns:
         The exit code.
@@ -57,8 +59,15 @@ def demo(sandboxes: str, listen: str) -> int:
     n_sandboxes = sandboxes or "3"
     if not (n_sandboxes.isascii() and n_sandboxes.isdigit()) or not 1 <= int(n_sandboxes[:9]) <= DEMO_MAX:
         return _complain(InvalidArgument("--sandboxes", n_sandboxes, f"want a whole number from 1 to {DEMO_MAX}"))
-    address = listen or PulseSettings().listen
-    return _run("info", lambda world, logger: _serve_demo(world, int(n_sandboxes), address, logger))
+    environment = daemon.environment()
+    try:
+        given = read_settings(
+            ("--listen-address", listen) if listen else (),
+            {name: environment[name] for name in LISTEN_VARIABLES if name in environment},
+        )
+    except IsopodError as error:
+        return _complain(error)
+    return _run("info", lambda world, logger: _serve_demo(world, int(n_sandboxes), given, logger))
 
 
 # --- inside -----------------------------------------------------------------------------------------------------------
@@ -110,11 +119,13 @@ async def _serve(world: World, given: Given, logger: Logger, *, pods: Mapping[st
     return 0
 
 
-async def _serve_demo(world: World, n_sandboxes: int, listen: str, logger: Logger) -> int:
+async def _serve_demo(world: World, n_sandboxes: int, told: Given, logger: Logger) -> int:
     async with Demo(world, n_sandboxes, folder=daemon.environment().get("TMPDIR") or "/tmp") as shown:  # noqa: S108 - the custom
-        settings = PulseSettings(listen=listen, runtime_endpoint="", interval_s=5.0, go_root=shown.root, rust_root=f"{shown.root}-none")
+        settings = PulseSettings(
+            listen=told.settings.listen, runtime_endpoint="", interval_s=5.0, go_root=shown.root, rust_root=f"{shown.root}-none"
+        )
         own = dict.fromkeys(("runtime_endpoint", "interval_s", "go_root", "rust_root"), "the demo")
-        given = Given(settings, own if listen == PulseSettings().listen else {"listen": "flag --listen-address", **own})
+        given = Given(settings, {**told.origins, **own})
         return await _serve(
             world, given, logger, pods=shown.pods, greeting="serving on http://{address}: try curl http://{address}/metrics"
         )

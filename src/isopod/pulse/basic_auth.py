@@ -5,8 +5,9 @@
 
 - A hash takes tens to hundreds of milliseconds, which is its purpose: it is made beside the loop (`Compute`), one at a time. What passed is
   remembered by a keyed digest, one for each user, so that a scraper pays once; the key is this process's and stands nowhere.
-- Who guesses holds nobody up: at most WAITING_MAX checks wait, at most PEER_MAX of one address, equal ones are one, and after a wrong one
-  the next rests as long as it took, so that guesses cost half a processor at most. More are answered with 429.
+- Who guesses holds nobody up: at most WAITING_MAX checks wait, at most PEER_MAX of one address (of IPv6: of one /64), equal ones are one,
+  and after a wrong one the next rests as long as it took, so that guesses cost half a processor at most. More are answered with 429. When
+  all places are taken, an address that has none gets that of the newest check that waits of the address with most.
 - How long an answer takes says nothing of users: one that there is not, and one whose hash is cheaper than others', cost what the dearest
   costs.
 - Names and passwords are never logged. bcrypt looks at 72 bytes: a longer password is refused, not cut.
@@ -19,7 +20,9 @@ import base64
 import binascii
 import hashlib
 import hmac
+import ipaddress
 import re
+from collections import Counter
 from collections.abc import Awaitable, Mapping, Sequence
 from functools import partial
 from typing import Final, NamedTuple
@@ -161,10 +164,11 @@ class BasicAuth:
         self._compute = world.compute
         self._key = bytes.fromhex(world.random.token_hex(32))
         self._passed: dict[bytes, Passed] = {}
-        self._checks: dict[bytes, asyncio.Task[bool]] = {}
-        """Under way or waiting, by digest."""
-        self._peers: dict[str, int] = {}
+        self._checks: dict[bytes, _Check] = {}
+        """Under way or waiting, by digest, the oldest first."""
         self._place = asyncio.Lock()
+        self._at_work = b""
+        """The digest of the check that has the place."""
         self.n_checks = 0
         """How many hashes were made."""
 
@@ -175,10 +179,10 @@ class BasicAuth:
     async def close(self) -> None:
         """Follow it no more, and let go of what is being checked."""
         await self.file.close()
-        checks = tuple(self._checks.values())
-        for check in checks:
-            check.cancel()
-        await asyncio.gather(*checks, return_exceptions=True)
+        tasks = [check.task for check in self._checks.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def fits(self, authorization: str, peer: str) -> bool | Awaitable[bool]:
         """Return whether an Authorization field names a user with their password: at once if that is known, else later.
@@ -199,28 +203,44 @@ class BasicAuth:
             return True
         check = self._checks.get(digest)
         if check is None:
-            check = self._begin(given, digest, peer)
-        return asyncio.shield(check)
+            check = self._begin(given, digest, source_of(peer))
+        return asyncio.shield(check.answer)
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _begin(self, given: Credentials, digest: bytes, peer: str) -> asyncio.Task[bool]:
-        n_of_peer = self._peers.get(peer, 0)
-        if len(self._checks) >= WAITING_MAX or (peer and n_of_peer >= PEER_MAX):
-            raise HttpError(429, "too many passwords are being checked", "try again in a moment", headers=(("retry-after", str(RETRY_S)),))
-        self._peers[peer] = n_of_peer + 1
-        check = self._checks[digest] = asyncio.get_running_loop().create_task(self._check(given, digest), name="pulse password")
-        check.add_done_callback(lambda _: self._ended(digest, peer))
+    def _begin(self, given: Credentials, digest: bytes, source: str) -> "_Check":
+        n_of_source = sum(check.source == source for check in self._checks.values())
+        is_full = len(self._checks) >= WAITING_MAX
+        if (source and n_of_source >= PEER_MAX) or (is_full and (n_of_source or not self._displace())):
+            raise _too_many()
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(self._check(given, digest), name="pulse password")
+        check = self._checks[digest] = _Check(source, task, loop.create_future())
+        task.add_done_callback(lambda _: self._ended(digest, check))
         return check
 
-    def _ended(self, digest: bytes, peer: str) -> None:
-        del self._checks[digest]
-        self._peers[peer] -= 1
-        if not self._peers[peer]:
-            del self._peers[peer]
+    def _displace(self) -> bool:
+        """Have the newest check that waits of the address with most, if that has several, give up its place; return whether one did."""
+        n_by_source = Counter(check.source for check in self._checks.values())
+        for digest, check in reversed(self._checks.items()):
+            if digest != self._at_work and 1 < n_by_source[check.source] == max(n_by_source.values()):
+                del self._checks[digest]
+                check.task.cancel()
+                _settle(check.answer, _too_many())
+                return True
+        return False
+
+    def _ended(self, digest: bytes, check: "_Check") -> None:
+        if self._checks.get(digest) is check:
+            del self._checks[digest]
+        if check.task.cancelled():
+            check.answer.cancel()
+        else:
+            _settle(check.answer, check.task.exception() or check.task.result())
 
     async def _check(self, given: Credentials, digest: bytes) -> bool:
         async with self._place:
+            self._at_work = digest
             users = self.file.value
             if users is None:
                 return False
@@ -234,6 +254,40 @@ class BasicAuth:
             self._passed = {name: passed for name, passed in self._passed.items() if name in users.by_name}
             self._passed[given.name] = Passed(user, digest)
             return True
+
+
+class _Check(NamedTuple):
+    """One check of a password: whose it is, as they are counted, and what those who wait for it are told."""
+
+    source: str
+    task: asyncio.Task[bool]
+    answer: asyncio.Future[bool]
+
+
+def source_of(peer: str) -> str:
+    """Return as what an address is counted: of IPv6 its /64, since whoever has one address there has them all."""
+    try:
+        address = ipaddress.ip_address(peer.partition("%")[0])
+    except ValueError:  # a name, or nobody
+        return peer
+    if isinstance(address, ipaddress.IPv4Address):
+        return peer
+    mapped = address.ipv4_mapped
+    return str(mapped) if mapped is not None else str(ipaddress.IPv6Network((address.packed, 64), strict=False))
+
+
+def _settle(answer: asyncio.Future[bool], outcome: bool | BaseException) -> None:
+    if answer.done():
+        return
+    if isinstance(outcome, BaseException):
+        answer.set_exception(outcome)
+        answer.exception()  # nobody may be left who wants to know
+    else:
+        answer.set_result(outcome)
+
+
+def _too_many() -> HttpError:
+    return HttpError(429, "too many passwords are being checked", "try again in a moment", headers=(("retry-after", str(RETRY_S)),))
 
 
 def _is_printable(name: bytes) -> bool:

@@ -14,7 +14,7 @@ import msgspec
 from isopod.net.http.messages import Response
 from isopod.pulse.pages import Column, PageKind, as_json, drawn, escaped, page, plain, printable
 from isopod.pulse.policy import PolicyState
-from isopod.pulse.settings import PulseSettings
+from isopod.pulse.settings import PulseSettings, shown_url
 
 DEFAULT: Final = "default"
 _COLUMNS: Final = (Column("SETTING", "name"), Column("VALUE", "value"), Column("FROM", "origin"))
@@ -76,9 +76,7 @@ def config_page(kind: PageKind, shown: ConfigPage) -> Response:
 
 
 def _shown(name: str, value: Any) -> Any:
-    if name == "push_url" and "?" in value:
-        return f"{value.partition('?')[0]}?..."
-    return value
+    return shown_url(value) if name == "push_url" else value
 
 
 def _policy_row(state: PolicyState) -> PolicyRow:

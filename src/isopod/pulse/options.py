@@ -6,17 +6,19 @@ Source: the documented flags and variables of KataPulse and of kata-monitor.
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, get_args
 
 import msgspec
 
+from isopod.pulse.cadvisor import Part
 from isopod.pulse.cri import socket_path
-from isopod.pulse.settings import Given, PulseSettings
+from isopod.pulse.settings import Given, PulseSettings, TlsVersion, View
 from isopod.world.errors import InvalidArgument
 
 SECONDS_MAX: Final = 86_400
-DIGITS_MAX: Final = 12
-"""Of a number of bytes."""
+BYTES_MAX: Final = 10**12 - 1
+COUNT_MAX: Final = 99_999
+"""Of what is no number of bytes."""
 _LEVELS: Final = {"trace": "debug", "warn": "warning", "fatal": "error", "panic": "error"}
 LEVELS: Final = ("debug", "info", "warning", "error")
 
@@ -81,6 +83,11 @@ FLAGS: Final = (
 _BY_NAME: Final = {flag.name: flag for flag in FLAGS}
 _LISTS: Final = ("pod_labels", "pod_annotations", "cadvisor_without", "push_labels", "tls_cipher_suites")
 """Fields of several values: flags may be repeated, and a value may be several with commas between them."""
+_CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
+    "view": get_args(View),
+    "tls_min_version": get_args(TlsVersion),
+    "cadvisor_without": get_args(Part),
+}
 _TRUE: Final = ("true", "1", "yes", "on")
 _FALSE: Final = ("false", "0", "no", "off")
 
@@ -147,34 +154,41 @@ def _value(flag: Flag, text: str, source: str) -> Any:
         word = text.lower()
         level = _LEVELS.get(word, word)
         return level if level in LEVELS else "info"
-    if flag.field == "pause_after_s" and text == "0":
-        return 0.0
-    if flag.field in ("pause_after_s", "interval_s", "request_s", "push_interval_s", "push_timeout_s"):
+    if flag.field == "pause_after_s":
+        return _seconds(text, source, or_0=True)
+    if flag.field in ("interval_s", "request_s", "push_interval_s", "push_timeout_s"):
         return _seconds(text, source)
     if flag.field in ("keep_rounds", "in_flight_max", "shards", "push_queue_bytes_max"):
-        if not (text.isascii() and text.isdigit()) or len(text) > (
-            DIGITS_MAX if flag.field.endswith("bytes_max") else len(str(SECONDS_MAX))
-        ):
-            raise InvalidArgument(source, text, "want a whole number")
+        most = BYTES_MAX if flag.field.endswith("bytes_max") else COUNT_MAX
+        if not (text.isascii() and text.isdigit()) or len(text) > len(str(most)):
+            raise InvalidArgument(source, text, f"want a whole number, at most {most}")
         return int(text)
     if flag.field in _LISTS:
-        return tuple(name for name in text.split(",") if name)
+        return tuple(_chosen(flag, name, source) for name in text.split(",") if name)
     if flag.is_switch:
         if text.lower() not in (*_TRUE, *_FALSE):
             raise InvalidArgument(source, text, "want true or false")
         return text.lower() in _TRUE
     if flag.field == "runtime_endpoint":
         return endpoint(text)
+    return _chosen(flag, text, source)
+
+
+def _chosen(flag: Flag, text: str, source: str) -> str:
+    choices = _CHOICES.get(flag.field)
+    if choices is not None and text not in choices:
+        raise InvalidArgument(source, text, f"choose one of {', '.join(choices)}")
     return text
 
 
-def _seconds(text: str, source: str) -> float:
+def _seconds(text: str, source: str, *, or_0: bool = False) -> float:
     try:
         value = float(text) if len(text) <= 20 and "_" not in text else -1.0
     except ValueError:
         value = -1.0
-    if not 0 < value <= SECONDS_MAX:
-        raise InvalidArgument(source, text, f"want seconds: above 0, at most {SECONDS_MAX}", "for example: 60")
+    if not (0 < value <= SECONDS_MAX or (or_0 and value == 0)):
+        least = "0 or more" if or_0 else "above 0"
+        raise InvalidArgument(source, text, f"want seconds: {least}, at most {SECONDS_MAX}", "for example: 60")
     return value
 
 

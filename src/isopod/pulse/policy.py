@@ -23,6 +23,7 @@ import msgspec
 from msgspec import Meta
 
 from isopod.pulse.cadvisor import cadvisor_labels
+from isopod.pulse.followed import READ_HINT
 from isopod.pulse.labels import kata_labels
 from isopod.pulse.model import Families, Pod
 from isopod.pulse.relabel import Protected, Relabeler, RuleConfig
@@ -33,6 +34,8 @@ from isopod.world.errors import InvalidArgument, UnavailableError, from_os_error
 
 FILE_BYTES_MAX: Final = 1 << 20
 REREAD_S: Final = 5.0
+WHY_CHARS_MAX: Final = 200
+"""Of what is told about a value that makes no sense."""
 OVER_BUDGET: Final = "budget"
 """Why lines were left out: their namespace's budget."""
 HIDDEN: Final = "namespace"
@@ -201,13 +204,21 @@ def parse_policy(text: bytes, path: str) -> Policy:
 
     try:
         told: Any = yaml.safe_load(text.decode())
-        config = msgspec.convert(told if told is not None else {}, PolicyConfig)
     except UnicodeDecodeError:
         raise InvalidArgument("policy", path, "not UTF-8") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise InvalidArgument("policy", path, " ".join(str(error).split())) from None
-    except (msgspec.ValidationError, RecursionError) as error:
-        raise InvalidArgument("policy", path, str(error)) from None
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        # YAML's types are not checked before they are made: 2020-02-30 is written as a day, and `!!int x` as a number.
+        why = f"a value is not of its type: {' '.join(str(error).split())[:WHY_CHARS_MAX]}"
+        raise InvalidArgument("policy", path, why, "put texts into quotes") from None
+    try:
+        config = msgspec.convert(told if told is not None else {}, PolicyConfig)
+        msgspec.json.encode(config)  # a text may have halves of characters, which nothing could show
+    except UnicodeEncodeError:
+        raise InvalidArgument("policy", path, "a text in it is no Unicode", "leave out escapes from \\uD800 to \\uDFFF") from None
+    except (msgspec.ValidationError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
+        raise InvalidArgument("policy", path, str(error)[:WHY_CHARS_MAX]) from None
     return Policy(config)
 
 
@@ -222,7 +233,7 @@ async def read_policy(disk: Disk, path: str) -> Policy:
         text = await disk.read(path, n_bytes_max=FILE_BYTES_MAX)
     except OSError as error:
         failure = from_os_error(error, "read the policy", path)
-        raise UnavailableError(failure.message, failure.hint) from error
+        raise UnavailableError(failure.message, failure.hint or READ_HINT) from error
     return parse_policy(text, path)
 
 
@@ -264,6 +275,7 @@ class PolicyFile:
         self._clock = clock
         self._logger = logger
         self._asked = asyncio.Event()
+        self._reading = asyncio.Lock()  # of two reads at one time the older one must not win
         self._config = PolicyConfig()
         self._read_at_ns = 0
         self._error = ""
@@ -302,18 +314,20 @@ class PolicyFile:
 
     async def reload(self) -> None:
         """Read it again at once. Raises as `open`; what held before then holds on, and the log says why."""
-        try:
-            policy = await read_policy(self._disk, self.path)
-        except (UnavailableError, InvalidArgument) as error:
-            if error.message != self._error:
-                self._logger.error("pulse.policy_refused", why=error.message)
-            self._error = error.message
-            raise
-        self._error = ""
-        self._read_at_ns = self._clock.now_ns()
-        if policy.config != self._config:
-            self._take(policy)
-            self._logger.info("pulse.policy", file=self.path)
+        async with self._reading:
+            try:
+                policy = await read_policy(self._disk, self.path)
+            except (UnavailableError, InvalidArgument) as error:
+                if error.message != self._error:
+                    self._logger.error("pulse.policy_refused", why=error.message)
+                self._error = error.message
+                raise
+            self._error = ""
+            if policy.config != self._config:
+                self._take(policy)
+                self._logger.info("pulse.policy", file=self.path)
+            else:
+                self._read_at_ns = self._clock.now_ns()
 
     def _take(self, policy: Policy) -> None:
         self._config = policy.config

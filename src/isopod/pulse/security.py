@@ -12,6 +12,7 @@
 - A Unix socket's file is open to its owner and group alone.
 """
 
+import errno
 import hmac
 from collections.abc import Awaitable
 from functools import partial
@@ -21,11 +22,11 @@ from isopod.net.http.limits import HttpLimits
 from isopod.net.http.messages import HeaderPairs, HttpError, Request
 from isopod.net.tls import ReloadingTls, ServerTls, TlsFiles, TlsRules, open_server_tls, read_material
 from isopod.pulse.basic_auth import BasicAuth, Users
-from isopod.pulse.followed import Followed
+from isopod.pulse.followed import READ_HINT, Followed
 from isopod.pulse.settings import PulseSettings
 from isopod.runtime.logger import Logger
 from isopod.telemetry.web import names_this_machine
-from isopod.world.errors import InvalidArgument, IsopodError
+from isopod.world.errors import InvalidArgument, IsopodError, UnavailableError, from_os_error
 from isopod.world.world import World
 
 SOCKET_MODE: Final = 0o660
@@ -69,7 +70,11 @@ async def open_tls(world: World, settings: PulseSettings, logger: Logger) -> Rel
             logger.warning("pulse.tls_not_read", why=error.message)
 
     files, rules = tls_of(settings)
-    return await open_server_tls(world, files, rules=rules, report=report)
+    try:
+        return await open_server_tls(world, files, rules=rules, report=report)
+    except UnavailableError as error:
+        error.hint = error.hint or READ_HINT
+        raise
 
 
 def tls_of(settings: PulseSettings) -> tuple[TlsFiles, TlsRules]:
@@ -222,6 +227,19 @@ async def check_tls(world: World, settings: PulseSettings) -> None:
     """
     files, rules = tls_of(settings)
     ServerTls(await read_material(world, files, rules))
+
+
+def listen_failure(error: OSError, listen: str) -> UnavailableError:
+    """Return why it cannot be listened somewhere, and what helps."""
+    hints = {
+        errno.EADDRINUSE: "another program listens there: end it, or choose another address with --listen-address",
+        errno.EADDRNOTAVAIL: "this machine has no such address: 0.0.0.0 stands for all it has",
+        errno.EACCES: "choose a port above 1023, or a folder that this process may write to",
+        errno.ENOENT: "make the folder of the socket first",
+    }
+    failure = from_os_error(error, "listen on", listen)
+    failure.hint = failure.hint or hints.get(error.errno or 0, "")
+    return failure
 
 
 def _peer(request: Request) -> str:

@@ -53,14 +53,14 @@ from isopod.pulse.policy import PolicyFile
 from isopod.pulse.proxy import Proxy, Shims
 from isopod.pulse.resource import scrape_error
 from isopod.pulse.scrape import Scrapes
-from isopod.pulse.security import LIMITS, SOCKET_MODE, Guard, check_tls, open_tls
+from isopod.pulse.security import LIMITS, SOCKET_MODE, Guard, check_tls, listen_failure, open_tls
 from isopod.pulse.settings import PulseSettings
 from isopod.pulse.store import Store
 from isopod.pulse.strict import Strict, readiness
 from isopod.pulse.workers import Workers, n_shards
 from isopod.runtime.logger import Logger
 from isopod.runtime.metrics import Registry
-from isopod.world.errors import IsopodError, from_os_error
+from isopod.world.errors import IsopodError
 from isopod.world.network import Address, UnixAddress, parse_address
 from isopod.world.world import World
 
@@ -172,7 +172,7 @@ class PulseServer:
         try:
             address = await self._listen(parse_address(settings.listen), n)
         except OSError as error:
-            raise from_os_error(error, "listen on", settings.listen) from error
+            raise listen_failure(error, settings.listen) from error
         return f"unix:{address.path}" if isinstance(address, UnixAddress) else _shown(address.host, address.port)
 
     async def _listen(self, address: Address, n: int) -> Address:

@@ -1,5 +1,6 @@
 """PulseSettings: what the agent is told, checked. Where it comes from is the caller's matter."""
 
+import re
 from typing import Final, Literal
 
 import msgspec
@@ -11,7 +12,10 @@ from isopod.world.errors import InvalidArgument
 from isopod.world.network import parse_address
 from isopod.world.tls import openssl_name
 
+_CREDENTIALS: Final = re.compile("://[^/#]*@")
 _PUSH_ABOVE_0: Final = ("push_interval_s", "push_timeout_s", "push_queue_bytes_max")
+View = Literal["all", "kata", "cadvisor"]
+TlsVersion = Literal["VersionTLS12", "VersionTLS13"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
@@ -29,7 +33,7 @@ class PulseSettings(msgspec.Struct, frozen=True, kw_only=True):
     rust_root: str = "/run/kata"
     node_socket: str = ""
     """The socket of an isopod node whose containers and machines are shown too; "" for none."""
-    view: Literal["all", "kata", "cadvisor"] = "all"
+    view: View = "all"
     """What /metrics shows."""
     cadvisor_without: tuple[Part, ...] = ()
     """What is left out of the families under cAdvisor's names, where another agent tells of it too."""
@@ -62,7 +66,7 @@ class PulseSettings(msgspec.Struct, frozen=True, kw_only=True):
     tls_key_file: str = ""
     tls_client_ca_file: str = ""
     """Clients must show a certificate of this authority."""
-    tls_min_version: Literal["VersionTLS12", "VersionTLS13"] = "VersionTLS12"
+    tls_min_version: TlsVersion = "VersionTLS12"
     tls_cipher_suites: tuple[str, ...] = ()
     """Of TLS 1.2, by their registered names; () for all that are sound."""
     token_file: str = ""
@@ -96,7 +100,8 @@ class PulseSettings(msgspec.Struct, frozen=True, kw_only=True):
         try:
             parse_address(self.listen)
         except ValueError as error:
-            raise InvalidArgument("listen address", self.listen, str(error)) from None
+            why = str(error).removeprefix(f"{self.listen!r}: ")
+            raise InvalidArgument("listen address", self.listen, why, "for example: 127.0.0.1:8090 or unix:/run/pulse.sock") from None
         if not 0 < self.interval_s <= 86_400:
             raise InvalidArgument("metrics interval", self.interval_s, "must be above 0 and at most a day")
         if bool(self.tls_cert_file) != bool(self.tls_key_file):
@@ -106,7 +111,7 @@ class PulseSettings(msgspec.Struct, frozen=True, kw_only=True):
         if self.tls_client_ca_file and not self.tls_cert_file:
             raise InvalidArgument("TLS client CA", self.tls_client_ca_file, "needs a certificate and key of the server")
         if not 0 <= self.shards <= 64:
-            raise InvalidArgument("shards", self.shards, "must be from 0 to 64")
+            raise InvalidArgument("shards", self.shards, "must be from 0 to 64", "0 decides by the processors")
         for name in ("base_units", "merge_histograms"):
             if self.strict_compat and getattr(self, name):
                 raise InvalidArgument(
@@ -132,13 +137,26 @@ class PulseSettings(msgspec.Struct, frozen=True, kw_only=True):
             raise InvalidArgument(
                 "pause after", self.pause_after_s, "what is pushed needs figures always", "leave out this or the push URL"
             )
-        is_secure = parse_url(self.push_url).is_secure
+        is_secure = self._pushes_securely()
         if self.push_token_file and self.push_basic_file:
             raise InvalidArgument("push token file", self.push_token_file, "a token and a password do not go together")
         if bool(self.push_cert_file) != bool(self.push_key_file):
             raise InvalidArgument("push TLS files", self.push_cert_file or self.push_key_file, "certificate and key go together")
         if not is_secure and (self.push_ca_file or self.push_cert_file):
-            raise InvalidArgument("push URL", self.push_url, "the files for TLS need https")
+            raise InvalidArgument("push URL", shown_url(self.push_url), "the files for TLS need https")
+
+    def _pushes_securely(self) -> bool:
+        try:
+            return parse_url(self.push_url).is_secure
+        except InvalidArgument as error:  # its message has the whole URL in front of the reason
+            raise InvalidArgument("push URL", shown_url(self.push_url), error.message.rpartition(": ")[2], error.hint) from None
+
+
+def shown_url(url: str) -> str:
+    """Return a URL as it may be shown: what stands behind its question mark may be secret, and so is what stands before its @."""
+    before, mark, _ = url.partition("?")
+    before = _CREDENTIALS.sub("://...@", before)
+    return f"{before}?..." if mark else before
 
 
 class Given(msgspec.Struct, frozen=True):

@@ -12,6 +12,7 @@ process serves by itself. Rejected: a copy of the figures in every worker (some 
 """
 
 import asyncio
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final
@@ -25,7 +26,7 @@ from isopod.pulse.settings import PulseSettings
 from isopod.runtime.companion import STOP, Outcome
 from isopod.runtime.logger import Logger
 from isopod.runtime.shards.connections import Distribution
-from isopod.world.errors import IsopodError, UnavailableError, from_code, from_os_error
+from isopod.world.errors import Disconnected, IsopodError, UnavailableError, from_code, from_os_error
 from isopod.world.network import Address
 from isopod.world.shards import Channel, ChannelSettings, Part, ShardProcess
 from isopod.world.world import World
@@ -206,7 +207,7 @@ class Workers:
             if isinstance(error, TimeoutError):
                 raise UnavailableError(f"{name} did not start within {START_S:g} s", "see the agent's log") from None
             raise
-        worker = _Worker(process, self._answer, lambda: self._on_gone(number))
+        worker = _Worker(process, self._answer, lambda: self._on_gone(number), logger=self._logger)
         worker.open(self._world.shards.open_channel(ours, CHANNEL, name))
         self._logger.info("pulse.worker", number=number, pid=process.identity.pid)
         return worker
@@ -241,12 +242,21 @@ class _Worker:
         process: It.
         answer: Answers a request.
         on_gone: Told of each of its connections that ended.
+        logger: Told of answers that failed.
     """
 
-    def __init__(self, process: ShardProcess, answer: Callable[[Request], Answer | Awaitable[Answer]], on_gone: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        process: ShardProcess,
+        answer: Callable[[Request], Answer | Awaitable[Answer]],
+        on_gone: Callable[[], None],
+        *,
+        logger: Logger,
+    ) -> None:
         self.process = process
         self._answer = answer
         self._on_gone = on_gone
+        self._logger = logger
         self._channel: Channel | None = None
         self._asked: dict[int, tuple[asyncio.Task[None], asyncio.Semaphore]] = {}
         self._decoder = msgspec.msgpack.Decoder(ToMain)
@@ -279,7 +289,7 @@ class _Worker:
                 window = asyncio.Semaphore(WINDOW)
                 task = asyncio.get_running_loop().create_task(self._serve(told, window), name=f"pulse ask {told.number}")
                 self._asked[told.number] = (task, window)
-                task.add_done_callback(partial(self._ended, told.number))
+                task.add_done_callback(partial(self._ended, told))
             elif isinstance(told, Gone):
                 self._on_gone()
             else:
@@ -291,10 +301,20 @@ class _Worker:
                 else:
                     task_and_window[0].cancel()
 
-    def _ended(self, number: int, task: asyncio.Task[None]) -> None:
-        self._asked.pop(number, None)
-        if task.cancelled() or task.exception() is not None:
-            self._send(Cut(number))
+    def _ended(self, ask: Ask, task: asyncio.Task[None]) -> None:
+        self._asked.pop(ask.number, None)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, Disconnected):
+            # As by one process; of the target only the path, since a query may hold anything.
+            self._logger.error(
+                "http.handler_failed",
+                method=ask.method,
+                path=ask.target.partition("?")[0],
+                error=f"{type(error).__name__}: {error}",
+                traceback="".join(traceback.format_exception(error)),
+            )
+        if task.cancelled() or error is not None:
+            self._send(Cut(ask.number))
 
     async def _serve(self, ask: Ask, window: asyncio.Semaphore) -> None:
         transport = _Own(ask.own)

@@ -69,6 +69,7 @@ class TlsMaterial(msgspec.Struct, frozen=True):
         minimum_version: The oldest version of TLS spoken.
         verify_peer: On a client: whether the server's chain and name are checked. False is for tests and discovery only.
         cipher_suites: Of TLS 1.2, those that are spoken, by their registered names; () for all in `CIPHER_SUITES`.
+        source: Where the text is from, for messages: names of files.
     """
 
     certificate: bytes = b""
@@ -79,6 +80,7 @@ class TlsMaterial(msgspec.Struct, frozen=True):
     minimum_version: MinimumVersion = "1.2"
     verify_peer: bool = True
     cipher_suites: tuple[str, ...] = ()
+    source: str = ""
 
     def __repr__(self) -> str:
         return f"TlsMaterial({len(self.certificate)} bytes of certificate, client_auth={self.client_auth!r}, alpn={self.alpn!r})"
@@ -325,7 +327,7 @@ def _apply(context: ssl.SSLContext, material: TlsMaterial) -> None:
         if material.authorities:
             context.load_verify_locations(cadata=material.authorities.decode("ascii"))
     except (ssl.SSLError, ValueError) as error:
-        raise InvalidArgument("TLS material", material, _why_unusable(error)) from error
+        raise InvalidArgument("TLS material", material.source or material, _why_unusable(error)) from error
 
 
 def _why_unusable(error: Exception) -> str:

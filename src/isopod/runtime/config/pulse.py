@@ -28,7 +28,14 @@ def _seconds(text: str) -> Meta:
 Part = Literal["cpu", "memory", "network", "disk", "process", "spec", "time", "containers"]
 TlsVersion = Literal["VersionTLS12", "VersionTLS13"]
 Listen = Annotated[str, _meta("HOST:PORT or unix:PATH", "where metrics of sandboxes are served; empty for nowhere")]
-RuntimeEndpoint = Annotated[str, _path("the socket of a CRI runtime whose pods are shown too")]
+RuntimeEndpoint = Annotated[
+    str,
+    Meta(
+        pattern=r"^(none|(unix:(//)?)?/[^\x00]*)?$",
+        description="the socket of a CRI runtime whose pods are shown too",
+        extra={"want": "an absolute path, unix:///PATH, or none"},
+    ),
+]
 Interval = Annotated[float, _seconds("how often each sandbox is asked")]
 RustRoot = Annotated[str, _path("where Kata's shim in Rust has a folder for each sandbox")]
 View = Annotated[Literal["all", "kata", "cadvisor"], _meta("all, kata or cadvisor", "which families /metrics shows")]
@@ -57,7 +64,13 @@ TokenFile = Annotated[str, _path("the file with the token that requests must car
 BasicAuthFile = Annotated[str, _path("the file with lines USER:HASH (bcrypt) of those who may ask by password")]
 EnableLifecycle = Annotated[bool, _meta("true or false", "answer PUT /-/reload")]
 Pprof = Annotated[bool, _meta("true or false", "pass /debug/ on to shims")]
-PushUrl = Annotated[str, _meta("an http or https URL", "send all figures there by Prometheus' remote write")]
+PushUrl = Annotated[
+    str,
+    Meta(
+        description="send all figures there by Prometheus' remote write",
+        extra={"want": "an http or https URL", "hides_query": True},
+    ),
+]
 PushInterval = Annotated[float, _seconds("how often they are sent")]
 PushTimeout = Annotated[float, _seconds("what the receiver has for a whole request")]
 PushQueueBytes = Annotated[int, Meta(ge=1, le=10**12), _meta("a whole number above 0", "of requests that wait to be sent")]

@@ -6,7 +6,8 @@ stands in its annotation::
     port: Annotated[int, Meta(ge=1, le=65535, description="where it listens", extra={"live": True})] = 8080
 
 `description` is help; `extra` may say `live` (a reload applies it), `want` (what fits, in words), `file` (it must exist), `secret`
-(its value is not shown), `flag` (the flag, if it is not the one that follows from the key).
+(its value is not shown), `hides_query` (of a URL what stands behind "?" is not shown), `flag` (the flag, if it is not the one that
+follows from the key).
 """
 
 import types
@@ -45,6 +46,8 @@ class Leaf(NamedTuple):
     is_secret: bool
     flag: str = ""
     """Its flag, "" for the one that follows from its key."""
+    hides_query: bool = False
+    """Whether it is a URL of which what stands behind the question mark is not shown."""
 
     @property
     def is_list(self) -> bool:
@@ -139,6 +142,7 @@ def _leaf(key: str, field: msgspec.structs.FieldInfo) -> Leaf:
         bool(extra.get("file")),
         bool(extra.get("secret")),
         str(extra.get("flag") or ""),
+        bool(extra.get("hides_query")),
     )
 
 

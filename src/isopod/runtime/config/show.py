@@ -76,7 +76,11 @@ def _settings(config: msgspec.Struct, origins: Mapping[str, Origin]) -> list[_Pl
 
 
 def _shown(leaf: Leaf, value: object) -> object:
-    return REDACTED if leaf.is_secret and value is not None else msgspec.to_builtins(value)
+    if leaf.is_secret and value is not None:
+        return REDACTED
+    if leaf.hides_query and isinstance(value, str) and "?" in value:
+        return f"{value.partition('?')[0]}?..."
+    return msgspec.to_builtins(value)
 
 
 def _tree(settings: Sequence[_Placed]) -> dict[str, object]:
