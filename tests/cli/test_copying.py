@@ -4,6 +4,7 @@ import io
 import os
 import tarfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,16 @@ def serving(data: bytes, path: str = "/etc/hosts", kind: str = "file") -> Callab
         peer.wait_closed()
 
     return script
+
+
+def until_hung_up(script: Callable[[Peer], None]) -> Callable[[Peer], None]:
+    """Return a script whose client may hang up in the middle of what is sent: it refuses what it got so far."""
+
+    def shorter(peer: Peer) -> None:
+        with suppress(BrokenPipeError, ConnectionResetError):
+            script(peer)
+
+    return shorter
 
 
 def taking(sent: list[bytes], there: dict[str, object], into: str) -> Callable[[Peer], None]:
@@ -147,7 +158,7 @@ def test_an_archive_comes_out_as_it_is(tmp_path: Path) -> None:
 def test_a_hostile_archive_stays_where_it_was_sent(tmp_path: Path, entries: list[tuple[tarfile.TarInfo, bytes]], said: bytes) -> None:
     (tmp_path / "here").mkdir()
     (tmp_path / "secret").write_bytes(b"secret")
-    with ScriptedNode(str(tmp_path), serving(archive(*entries))) as node:
+    with ScriptedNode(str(tmp_path), until_hung_up(serving(archive(*entries)))) as node:
         done = isopod("-H", node.path, "cp", "web:/etc/hosts", str(tmp_path / "here"))
     assert done.returncode in (1, 2, 4, 5), done
     assert said in done.stderr
