@@ -7,13 +7,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import grpc
 import pytest
 
 from isopod.faces.grpc.settings import CALLS_MAX
-from isopod.faces.grpc.statuses import DETAILS_CHARS_MAX, is_answer, status_of
-from isopod.world.errors import DiskFull, KernelError, from_code, tree
+from isopod.faces.grpc.statuses import DETAILS_BYTES_MAX, is_answer, status_of
+from isopod.world.errors import DiskFull, KernelError, NotFound, from_code, tree
 from tests.faces.grpc import kit
 from tests.faces.grpc.faulty import HINT, MESSAGE
 
@@ -110,7 +111,7 @@ def test_words_of_any_kind_travel(client: kit.Client) -> None:
     status, words = client.refused("GetVmStatus", name="words")
     assert status == "NOT_FOUND"
     assert words.startswith("Grüße")
-    assert len(words) <= DETAILS_CHARS_MAX
+    assert len(words.encode()) <= DETAILS_BYTES_MAX
 
 
 def test_the_clients_deadline_ends_a_call_with_a_reason(client: kit.Client) -> None:
@@ -145,3 +146,10 @@ def test_what_is_told_in_a_reply_is_what_could_not_be_done() -> None:
     told = [code for code in tree() if is_answer(from_code(code, ""))]
     assert {"wrong_state", "in_use", "exhausted", "runtime_failed", "disk_full"} <= set(told)
     assert not {"not_found", "already_exists", "invalid_argument", "unsupported", "disconnected", "bug"} & set(told)
+
+
+@pytest.mark.parametrize("name", ["\N{SNOWMAN}" * 5000, "x" * 999 + "\N{SNOWMAN}", "\udcff" * 5000])
+def test_details_stay_far_below_what_grpc_begins_to_refuse(name: str) -> None:
+    details = status_of(NotFound("virtual machine", name)).details
+    assert 0 < len(details.encode()) <= DETAILS_BYTES_MAX
+    assert len(quote(details)) < 4096

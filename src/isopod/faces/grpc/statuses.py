@@ -12,8 +12,8 @@ from typing import Final, NamedTuple
 from isopod.world import errors as e
 from isopod.world.errors import IsopodError
 
-DETAILS_CHARS_MAX: Final = 1000
-"""The text travels as a header, and headers are bounded."""
+DETAILS_BYTES_MAX: Final = 1000
+"""The text travels as a header, percent-encoded: at most three times as long there. From 8 KiB of headers on gRPC refuses some by chance."""
 CODE_KEY: Final = "isopod-code"
 """The trailing metadata's key for the stable code of the error."""
 
@@ -52,7 +52,8 @@ def status_of(error: IsopodError) -> Status:
         name = "UNAVAILABLE"
     else:
         name = next(_STATUSES[each] for each in cls.__mro__ if each in _STATUSES)
-    return Status(name, describe(error)[:DETAILS_CHARS_MAX], error.code)
+    details = describe(error)[:DETAILS_BYTES_MAX].encode("utf-8", "replace")[:DETAILS_BYTES_MAX].decode("utf-8", "ignore")
+    return Status(name, details, error.code)
 
 
 def describe(error: IsopodError) -> str:
