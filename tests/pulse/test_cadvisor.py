@@ -153,7 +153,7 @@ def test_what_is_left_out_is_a_setting() -> None:
     shape = cadvisor.shape_without(told.cadvisor_without)
     assert shape == cadvisor.Shape(("memory", "network", "disk", "process", "time"), containers=False)
     assert cadvisor.shape_without(settings_from([], {}).cadvisor_without) == cadvisor.WHOLE
-    with pytest.raises(InvalidArgument, match="cadvisor_without"):
+    with pytest.raises(InvalidArgument, match="--cadvisor-without 'kernel': choose one of cpu, memory"):
         settings_from(["--cadvisor-without", "kernel"], {})
 
 
