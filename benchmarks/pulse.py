@@ -409,9 +409,16 @@ def _appear(stand: Stand) -> tuple[float, Callable[[], float]]:
 
 def _with_bad(stand: Stand, n_runs: int) -> float:
     """Return how many times longer a scrape takes beside shims that do not answer."""
-    before = statistics.median(stand.scrape("agent", "/metrics", n=2 * n_runs).last_ms)
+
+    def sample() -> float:
+        return statistics.median(
+            stand.scrape("agent", "/metrics", n=8 * n_runs).last_ms
+        )  # over several seconds: the machine's moods last long
+
+    before = sample()
     with _bad(stand):
-        return statistics.median(stand.scrape("agent", "/metrics", n=2 * n_runs).last_ms) / before
+        beside = sample()
+    return beside / statistics.mean((before, sample()))
 
 
 def _oldest(stand: Stand) -> float:
