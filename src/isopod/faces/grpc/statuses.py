@@ -13,7 +13,7 @@ from isopod.world import errors as e
 from isopod.world.errors import IsopodError
 
 DETAILS_BYTES_MAX: Final = 1000
-"""The text travels as a header, percent-encoded: at most three times as long there. From 8 KiB of headers on gRPC refuses some by chance."""
+"""The text travels as a header, percent-encoded: at most three times as long. From 8 KiB of headers on gRPC refuses some by chance."""
 CODE_KEY: Final = "isopod-code"
 """The trailing metadata's key for the stable code of the error."""
 
