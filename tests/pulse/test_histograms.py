@@ -599,3 +599,12 @@ async def test_a_scrape_shows_each_histogram_once_also_in_seconds(world: World, 
         _, still = await asked.get("/metrics?filter_family=kata_shim_rpc")
         assert still == rpc
         assert not promtool_complaint(text) if os.path.exists(PROMTOOL) else True
+
+
+def test_what_was_packed_is_kept_while_nothing_changes() -> None:
+    histograms = Histograms()
+    take(histograms, A, typed(histogram((1, 2, 3))))
+    (row,) = histograms.block()[0].rows
+    assert histograms.block()[0].rows[0] is row
+    take(histograms, A, typed(histogram((1, 2, 4))))
+    assert histograms.block()[0].rows[0] is not row

@@ -196,6 +196,8 @@ class Histograms:
         self._n_gone = 0
         self._cuts: dict[bytes, _Cut] = {}
         self._shown: Families | None = None
+        self._block: tuple[Families, Block] = ({}, block_of({}))
+        """What was shown last, and the block of it, in which is kept what was packed."""
         self._generation = 0
         """Grows with each policy."""
         self._n_lives = 0
@@ -263,7 +265,9 @@ class Histograms:
     def block(self) -> tuple[Block, Counts]:
         """Return the families of the whole machine as a view has them, and of how many sandboxes they are."""
         made = self.families()
-        return block_of(made), {name: {"histogram": max(1, self._families[name].n_sandboxes)} for name in made}
+        if self._block[0] is not made:
+            self._block = made, block_of(made)
+        return self._block[1], {name: {"histogram": max(1, self._families[name].n_sandboxes)} for name in made}
 
     def statistics(self) -> MergeFacts:
         """Return what was merged."""
